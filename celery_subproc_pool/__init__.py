@@ -1,0 +1,41 @@
+"""A Celery worker pool of warm external child processes that speak line-delimited JSON.
+
+Use: ``celery -A proj worker -P celery_subproc_pool:Pool``. Nothing heavy is imported until asked.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import ChildTaskError as ChildTaskError
+    from .errors import ConfigError as ConfigError
+    from .errors import NotInWorkerError as NotInWorkerError
+    from .errors import ProtocolFault as ProtocolFault
+    from .pool import Pool as Pool
+    from .tasks import SubprocTask as SubprocTask
+
+__all__ = (
+    "ChildTaskError",
+    "ConfigError",
+    "NotInWorkerError",
+    "Pool",
+    "ProtocolFault",
+    "SubprocTask",
+)
+
+_HOME = {
+    "ChildTaskError": "errors",
+    "ConfigError": "errors",
+    "NotInWorkerError": "errors",
+    "Pool": "pool",
+    "ProtocolFault": "errors",
+    "SubprocTask": "tasks",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -1,0 +1,219 @@
+"""One child process: spawn, pipes, signals to its whole group, reaping. Bytes only.
+
+Layer: above `errors`. Must not import the protocol, the scheduler or Celery; decides nothing.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import fcntl
+import os
+import select
+import signal
+import subprocess
+import termios
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+
+from .errors import SpawnError
+
+__all__ = ("ChildProcess", "pidfd")
+
+#: Seconds that a killed process may take to end.
+KILL_GRACE = 5.0
+
+#: Bytes to read at a time: the capacity of a pipe on Linux.
+READ_BYTES = 65536
+
+
+class ChildProcess:
+    """A process in a session of its own, with non-blocking pipes.
+
+    Arguments:
+        argv: the program and its arguments; no shell runs.
+        env: its whole environment.
+        cwd: its working directory, None for ours.
+        stderr: where its stderr goes: "log" (a pipe to us), "inherit" or "null".
+
+    Raises:
+        SpawnError: the operating system refused.
+    """
+
+    __slots__ = ("_popen", "_rest", "pid", "pidfd", "stderr", "stdin", "stdout")
+
+    def __init__(
+        self, argv: Sequence[str], env: Mapping[str, str], cwd: str | None, stderr: str
+    ) -> None:
+        targets = {"log": subprocess.PIPE, "inherit": None, "null": subprocess.DEVNULL}
+        try:
+            self._popen = subprocess.Popen(
+                argv,
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=targets[stderr],
+                cwd=cwd,
+                env=env,
+                # Its own session, hence group: it can be killed with all that it started, and
+                # a Ctrl-C in the worker's terminal does not reach it.
+                start_new_session=True,
+            )
+        except (OSError, ValueError, subprocess.SubprocessError) as exc:
+            raise SpawnError(f"can't start {argv[0]!r}: {exc}") from exc
+        assert self._popen.stdin is not None
+        assert self._popen.stdout is not None
+        self.pid = self._popen.pid
+        #: The descriptors; None once closed.
+        self.stdin: int | None = self._popen.stdin.fileno()
+        self.stdout: int | None = self._popen.stdout.fileno()
+        self.stderr: int | None = self._popen.stderr.fileno() if self._popen.stderr else None
+        #: Readable once the process has ended; None where the system has no such thing.
+        self.pidfd: int | None = pidfd(self.pid)
+        self._rest = memoryview(b"")
+        for descriptor in (self.stdin, self.stdout, self.stderr):
+            if descriptor is not None:
+                os.set_blocking(descriptor, False)
+
+    @property
+    def unwritten(self) -> bool:
+        """Whether `write` left something for `write_more`."""
+        return bool(self._rest)
+
+    def write(self, data: bytes) -> bool:
+        """Write as much of `data` as the pipe takes, and keep the rest.
+
+        Returns:
+            False if the child's stdin is closed and no byte of `data` was written.
+        """
+        if self.stdin is None:
+            return False
+        if self._rest:
+            # The child answered before it had read the whole request: keep the order.
+            self._rest = memoryview(bytes(self._rest) + data)
+            return True
+        try:
+            written = os.write(self.stdin, data)
+        except BlockingIOError:
+            written = 0
+        except OSError:
+            return False
+        self._rest = memoryview(data)[written:]
+        return True
+
+    def write_more(self) -> None:
+        """Go on writing what is left. A child that closes its stdin meanwhile gets no more."""
+        if self.stdin is None:
+            return
+        try:
+            self._rest = self._rest[os.write(self.stdin, self._rest) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._rest = memoryview(b"")
+
+    def unread_bytes(self) -> int:
+        """Return how many bytes of what was written nobody has read yet."""
+        return 0 if self.stdin is None else _waiting(self.stdin) + len(self._rest)
+
+    def has_reader(self) -> bool:
+        """Return whether somebody has the other end of the child's stdin: the child, or a
+        process that inherited it."""
+        if self.stdin is None:
+            return False
+        poll = select.poll()
+        poll.register(self.stdin, 0)
+        return not any(events & select.POLLERR for _, events in poll.poll(0))
+
+    def read_rest(self, descriptor: int) -> Iterator[bytes]:
+        """Yield what stands in a pipe now, and not what somebody goes on writing meanwhile."""
+        waiting = _waiting(descriptor)
+        while waiting > 0 and (data := self.read(descriptor)):
+            waiting -= len(data)
+            yield data
+
+    def read(self, descriptor: int) -> bytes | None:
+        """Read what is there. Empty bytes are the end; None is nothing at the moment."""
+        try:
+            return os.read(descriptor, READ_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+
+    def signal(self, signum: int) -> None:
+        """Send `signum` to the child alone."""
+        # Popen does not signal a process that it has reaped: its pid may be another's.
+        self._popen.send_signal(signum)
+
+    def kill(self, signum: int) -> None:
+        """Send `signum` to the child's whole group, as long as the child is not reaped."""
+        if self._popen.returncode is not None:
+            return
+        try:
+            os.killpg(self.pid, signum)
+        except ProcessLookupError:
+            pass
+        except PermissionError as exc:
+            # macOS answers so for a group of zombies.
+            if exc.errno != errno.EPERM:
+                raise
+
+    def reap(self) -> int | None:
+        """Return the exit status (`subprocess.Popen.returncode`) if the child has ended.
+
+        What it left of its group is killed first: while the child is a zombie, the group's
+        number can't be another's.
+        """
+        if self._popen.returncode is None and _has_ended(self.pid):
+            self.kill(signal.SIGKILL)
+        return self._popen.poll()
+
+    def wait(self) -> None:
+        """Wait for a child that was killed, but not for ever: the system may hold on to it."""
+        with suppress(subprocess.TimeoutExpired):
+            self._popen.wait(KILL_GRACE)
+
+    def close_stdin(self) -> None:
+        """Close the child's stdin, which tells it to finish; what was not written is dropped."""
+        if self.stdin is not None and self._popen.stdin is not None:
+            self.stdin = None
+            self._rest = memoryview(b"")
+            self._popen.stdin.close()
+
+    def close(self) -> None:
+        """Close every descriptor that is still open."""
+        for pipe in (self._popen.stdin, self._popen.stdout, self._popen.stderr):
+            if pipe is not None:
+                pipe.close()
+        if self.pidfd is not None:
+            os.close(self.pidfd)
+        self.stdin = self.stdout = self.stderr = self.pidfd = None
+
+
+def _waiting(pipe: int) -> int:
+    """Return how many bytes stand in a pipe; either end tells."""
+    count = array.array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, count)
+    return count[0]
+
+
+def pidfd(pid: int | None) -> int | None:
+    """Return a descriptor that is readable once the process has ended, where there is such a
+    thing; None for no process."""
+    if pid is None or not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        # A kernel or sandbox without it: exits are then seen by polling.
+        return None
+
+
+def _has_ended(pid: int) -> bool:
+    if not hasattr(os, "waitid"):
+        return False
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True

@@ -1,0 +1,53 @@
+"""What the versions of Celery and kombu need done differently: all of it stands here.
+
+Layer: above `jobs`; imports Celery and kombu.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import celery
+from billiard.exceptions import TimeLimitExceeded
+from celery.utils.log import get_logger
+from kombu.message import Message
+
+from .jobs import PoolJob
+from .outcome import exception_info
+
+__all__ = ("report_hard_timeout", "run_queued_acks")
+
+logger = get_logger(__name__)
+
+
+def report_hard_timeout(job: PoolJob, seconds: float) -> None:
+    """Tell Celery that the hard limit of `job` was over after `seconds`.
+
+    Prefork calls both callbacks, which on Celery 5.7 runs the errbacks, `on_failure` and the
+    `task_failure` signal twice (seen). Here everything happens once: since 5.7 `on_timeout` does
+    it all; before, it neither rejects the message nor sends the event and the signal, but
+    `on_failure` does, and lacks the words for the log.
+    """
+    if celery.VERSION >= (5, 7):
+        job.callbacks.timeout_callback(soft=False, timeout=seconds)
+        return
+    logger.error("Hard time limit (%ss) exceeded for %s[%s]", seconds, job.task_name, job.task_id)
+    job.callbacks.error_callback(exception_info(TimeLimitExceeded(seconds)))
+
+
+def run_queued_acks(hub: Any) -> None:
+    """Send the acknowledgements that wait for the hub's next turn.
+
+    While the pool drains, nobody turns the hub, and an ack that is never sent makes the broker
+    deliver a finished task again. Only acks and rejects are run: the transport's own reader may
+    wait there too, and would deliver messages to a pool that takes no more.
+
+    kombu 5.3 to 5.7 keep what `call_soon` was given in a set that `_pop_ready` empties; Celery's
+    consumer queues the bound methods `ack_log_error` and `reject_log_error` of a message.
+    """
+    for callback in hub._pop_ready():
+        function = getattr(callback, "fun", None)
+        if isinstance(getattr(function, "__self__", None), Message):
+            callback()
+        else:
+            hub.call_soon(callback)

@@ -1,0 +1,230 @@
+"""The pool's settings, checked strictly and frozen.
+
+Layer: above `errors` only. Must not import Celery: it is given the mapping that Celery's
+configuration holds under ``subproc_pool``, and the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Annotated, Any
+
+import msgspec
+
+from .errors import ConfigError
+
+__all__ = ("CELERY_PREFIX", "ENVIRONMENT_VARIABLE", "ROOT", "ChildSettings", "PoolSettings", "load")
+
+#: The path that error messages begin with: the setting's name in Celery's configuration.
+ROOT = "subproc_pool"
+
+#: Holds the settings as JSON; what it says replaces the whole mapping.
+ENVIRONMENT_VARIABLE = "CELERY_SUBPROC_POOL"
+
+#: Celery's own tasks begin so. A pattern takes them only if it begins so too; otherwise the
+#: worker itself runs them.
+CELERY_PREFIX = "celery."
+
+#: The name of the one group in the short form ``{"argv": [...]}``.
+_ONLY_GROUP = "default"
+
+#: Where a child's stderr can go.
+STDERR_CHOICES = ("log", "inherit", "null")
+
+#: Seconds: more than a hundred years are a mistake, and overflow clocks.
+Positive = Annotated[float, msgspec.Meta(gt=0, le=100 * 365 * 86400.0)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+NotNegative = Annotated[int, msgspec.Meta(ge=0)]
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class ChildSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One group of external children: ``subproc_pool.children.<name>``."""
+
+    #: The program and its arguments; or one string, split as a shell would. No shell runs.
+    argv: tuple[str, ...] | str
+    #: Task names or `fnmatch` patterns that this group takes.
+    tasks: tuple[Text, ...] = ("*",)
+    #: Added to the child's environment.
+    env: dict[str, str] = {}
+    #: Start from an empty environment (but for PATH) instead of the worker's.
+    clean_env: bool = False
+    #: Working directory; None is the worker's.
+    cwd: str | None = None
+    #: Number of children; None is the worker's concurrency.
+    size: Count | None = None
+    #: Seconds for one job when Celery sets no limit of its own.
+    timeout: Positive = 600.0
+    #: Seconds between closing stdin, SIGTERM and SIGKILL when a child is stopped.
+    stop_timeout: Positive = 10.0
+    #: Where the child's stderr goes: the worker's log, the worker's stderr, or nowhere.
+    stderr: str = "log"
+    #: The longest line that a child may write, in bytes.
+    max_message_bytes: Annotated[int, msgspec.Meta(ge=1024)] = 67108864
+    #: How often one task may be throttled before it fails; None is without end.
+    throttle_max_retries: NotNegative | None = None
+    #: Signal that tells the child of a soft time limit (``"SIGUSR1"``); None tells it nothing.
+    soft_timeout_signal: str | None = None
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The program and its arguments, split."""
+        return tuple(shlex.split(self.argv)) if isinstance(self.argv, str) else self.argv
+
+    def takes(self, task_name: str) -> bool:
+        """Return whether a name or pattern of `tasks` matches `task_name`."""
+        own = task_name.startswith(CELERY_PREFIX)
+        return any(
+            fnmatchcase(task_name, pattern)
+            for pattern in self.tasks
+            if not own or pattern.startswith(CELERY_PREFIX)
+        )
+
+    def exact_tasks(self) -> tuple[str, ...]:
+        """Return the entries of `tasks` that are plain names."""
+        return tuple(name for name in self.tasks if not set(name) & set("*?["))
+
+
+class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """All that stands under ``subproc_pool``: the groups by name, in the order written."""
+
+    children: dict[str, ChildSettings] = {}
+
+    def group_for(self, task_name: str) -> str | None:
+        """Return the name of the first group that takes `task_name`, or None."""
+        return next((name for name, child in self.children.items() if child.takes(task_name)), None)
+
+
+def load(setting: Any, environ: Mapping[str, str] = os.environ) -> PoolSettings:
+    """Check the settings.
+
+    Arguments:
+        setting: the value of ``app.conf.subproc_pool``: a mapping, or None.
+        environ: looked up for ``CELERY_SUBPROC_POOL``, which wins over `setting`.
+
+    Returns:
+        The settings, every program in them found.
+
+    Raises:
+        ConfigError: something is wrong; one line names the path, what was expected and what came.
+    """
+    source = ROOT
+    if environ.get(ENVIRONMENT_VARIABLE):
+        source = f"{ROOT} (from the environment variable {ENVIRONMENT_VARIABLE})"
+        try:
+            setting = msgspec.json.decode(environ[ENVIRONMENT_VARIABLE])
+        except (msgspec.DecodeError, RecursionError, UnicodeError) as exc:
+            raise ConfigError(f"{source}: expected JSON: {exc}") from None
+    if setting is None:
+        setting = {}
+    if not isinstance(setting, Mapping):
+        raise ConfigError(f"{source}: expected a mapping, got {setting!r}")
+    if "argv" in setting:
+        return PoolSettings(children={_ONLY_GROUP: _child(source, setting, environ)})
+    unknown = [key for key in setting if key != "children"]
+    if unknown:
+        raise ConfigError(
+            f"{source}.{_step(unknown[0])}: no such setting; expected 'children', or 'argv' and its"
+            " companions for one kind of child"
+        )
+    groups = setting.get("children", {})
+    if not isinstance(groups, Mapping):
+        raise ConfigError(
+            f"{source}.children: expected a mapping from a name to the settings of a kind of"
+            f" child, got {groups!r}"
+        )
+    return PoolSettings(
+        children={
+            _group_name(source, name): _child(f"{source}.children.{name}", value, environ)
+            for name, value in groups.items()
+        }
+    )
+
+
+def _step(name: object) -> str:
+    """Return `name` as a step of a path, on one line whatever it is."""
+    return name if isinstance(name, str) and re.fullmatch(r"[\w-]+", name) else repr(name)
+
+
+def _group_name(source: str, name: object) -> str:
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
+        raise ConfigError(
+            f"{source}.children: expected names of letters, digits, '_' and '-', got {name!r}"
+        )
+    return name
+
+
+def _child(path: str, value: Any, environ: Mapping[str, str]) -> ChildSettings:
+    try:
+        child = msgspec.convert(value, ChildSettings, strict=True)
+    except msgspec.ValidationError as exc:
+        raise ConfigError(_explain(path, value, str(exc))) from None
+    _check_environment(path, child)
+    _check_command(path, child, environ)
+    _check_choices(path, child)
+    return child
+
+
+def _explain(path: str, value: Any, error: str) -> str:
+    """Turn msgspec's "Expected `float`, got `str` - at `$.timeout`" into our own path and value."""
+    text, _, where = error.partition(" - at ")
+    unknown = re.search(r"unknown field `(.*)`", text, re.DOTALL)
+    if unknown:
+        known = ", ".join(ChildSettings.__struct_fields__)
+        return f"{path}.{_step(unknown[1])}: no such setting; the settings are {known}"
+    if where.startswith("`key` in"):
+        text += " for a name"
+    # "`$.env[...]`" or "`key` in `$.env`"
+    where = where.rpartition("$")[2].strip("`")
+    text = text[:1].lower() + text[1:]
+    found: Any = value
+    for step in re.findall(r"\w+", where):
+        found = found[int(step) if step.isdigit() else step]
+    return f"{path}{where}: {text}, in {found!r}" if where else f"{path}: {text}"
+
+
+def _check_command(path: str, child: ChildSettings, environ: Mapping[str, str]) -> None:
+    try:
+        command = child.command
+    except ValueError as exc:
+        raise ConfigError(f"{path}.argv: can't be split: {exc}, in {child.argv!r}") from None
+    if not command or not command[0]:
+        raise ConfigError(f"{path}.argv: expected a program and its arguments, got {child.argv!r}")
+    if "\0" in "".join(command):
+        raise ConfigError(f"{path}.argv: expected text without NUL bytes, got {child.argv!r}")
+    if child.cwd is not None and not os.path.isdir(child.cwd):
+        raise ConfigError(f"{path}.cwd: expected a directory, got {child.cwd!r}")
+    if child.cwd is not None and not os.access(child.cwd, os.R_OK | os.X_OK):
+        raise ConfigError(f"{path}.cwd: the directory {child.cwd!r} can't be read and entered")
+    program = command[0]
+    where = os.path.join(child.cwd or "", program) if os.sep in program else program
+    search = child.env.get("PATH", environ.get("PATH"))
+    if shutil.which(where, path=search) is None:
+        hint = "" if os.sep in program else f" on the PATH {search!r}"
+        raise ConfigError(f"{path}.argv: the program {program!r} was not found{hint}")
+
+
+def _check_environment(path: str, child: ChildSettings) -> None:
+    for name, value in child.env.items():
+        if not name or "=" in name or "\0" in name + value:
+            raise ConfigError(
+                f"{path}.env: expected names without '=', and no NUL, got {name!r}: {value!r}"
+            )
+
+
+def _check_choices(path: str, child: ChildSettings) -> None:
+    if child.stderr not in STDERR_CHOICES:
+        raise ConfigError(
+            f"{path}.stderr: expected one of {', '.join(STDERR_CHOICES)}, got {child.stderr!r}"
+        )
+    name = child.soft_timeout_signal
+    if name is not None and name not in signal.Signals.__members__:
+        raise ConfigError(
+            f"{path}.soft_timeout_signal: expected a signal's name such as 'SIGUSR1', got {name!r}"
+        )

@@ -1,0 +1,85 @@
+"""The exceptions of this package. Bottom layer: imports nothing of ours."""
+
+from __future__ import annotations
+
+__all__ = (
+    "ChildTaskError",
+    "ConfigError",
+    "JobAbandoned",
+    "NotInWorkerError",
+    "ProtocolFault",
+    "RequestEncodeError",
+    "SpawnError",
+    "SubprocPoolError",
+    "TransitionError",
+)
+
+
+class SubprocPoolError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigError(SubprocPoolError):
+    """A setting is wrong. The message names its path, what was expected and what came."""
+
+
+class SpawnError(SubprocPoolError):
+    """A child process could not be started. The message names the setting to look at."""
+
+
+class ProtocolFault(SubprocPoolError):
+    """A child wrote what the protocol does not allow. The message quotes it."""
+
+
+class RequestEncodeError(SubprocPoolError):
+    """A task's arguments can't be written as JSON. The message names the argument."""
+
+
+class NotInWorkerError(SubprocPoolError):
+    """A task that runs in an external child was called where there is no such child."""
+
+
+class TransitionError(SubprocPoolError):
+    """A child was moved to a state that its state does not lead to: a bug of this package."""
+
+
+class ChildTaskError(SubprocPoolError):
+    """A job failed in a healthy child, which replied ``error`` (or ``retry`` once too often).
+
+    Arguments:
+        message: what the child said.
+        type: the name of the child's own exception type, if it told.
+        traceback: the child's own traceback as text, if it told. It is shown as the cause
+            of this exception, so that it stands in the worker's log and in the stored result.
+    """
+
+    def __init__(self, message: str, type: str | None = None, traceback: str | None = None) -> None:
+        # All three go to `args`: Celery's JSON results rebuild an exception from them.
+        super().__init__(message, type, traceback)
+        self.message = message
+        self.type = type
+        self.traceback = traceback
+        if traceback:
+            self.__cause__ = _ChildTraceback(traceback)
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.type else self.message
+
+    def __repr__(self) -> str:
+        kind = f", type={self.type!r}" if self.type else ""
+        return f"ChildTaskError({self.message!r}{kind})"
+
+
+class _ChildTraceback(Exception):
+    """Carries a child's traceback text as the cause of a `ChildTaskError`."""
+
+    def __str__(self) -> str:
+        return f"\n{str(self.args[0]).rstrip()}"
+
+
+class JobAbandoned(BaseException):
+    """Unwinds the tracing thread of a job whose end was already reported to Celery.
+
+    Not an `Exception`: Celery's tracer stores the outcome of every `Exception`, and a lost,
+    timed-out or terminated job has its outcome already.
+    """

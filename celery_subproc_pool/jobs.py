@@ -1,0 +1,149 @@
+"""A job as Celery sees it: what `apply_async` returns, and how it is traced.
+
+Layer: above `outcome` and `tasks`; imports Celery. Knows no pool: it is given what it calls.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+from billiard.einfo import ExceptionInfo
+from billiard.exceptions import WorkerLostError
+
+from .errors import JobAbandoned, SubprocPoolError
+from .outcome import exception_info
+from .protocol import Reply
+from .records import Job
+from .tasks import exchanging
+
+__all__ = ("Callbacks", "Owner", "PoolJob")
+
+
+class Callbacks(NamedTuple):
+    """What Celery wants to be told of one job, by the names that `apply_async` has for it."""
+
+    accept_callback: Callable[[int, float], None]
+    callback: Callable[[tuple[int, Any, float]], None]
+    error_callback: Callable[[ExceptionInfo], None]
+    timeout_callback: Callable[..., None]
+
+
+class Owner(Protocol):
+    """Who takes a job's wishes to the engine, from any thread."""
+
+    def provide(self, job: PoolJob, line: bytes) -> None:
+        """`job` has its request line."""
+
+    def traced(self, job: PoolJob) -> None:
+        """The tracing thread of `job` is through, and `job.ending` is set."""
+
+    def terminate_jobs(self, jobs: Sequence[PoolJob], signum: int | str | None) -> None:
+        """`jobs` are to end."""
+
+
+class PoolJob(Job):
+    """A job, with what Celery gave for it.
+
+    Celery keeps only a weak reference to it; the pool keeps it alive until it is over.
+
+    Arguments:
+        owner: takes its wishes to the engine.
+        group: the name of the group of children that takes it; None is the worker itself.
+        target: Celery's tracer.
+        arguments: the tracer's: the task's name, its id, and the rest of the message.
+        callbacks: Celery's.
+    """
+
+    __slots__ = (
+        "_answer",
+        "_answered",
+        "_arguments",
+        "_asked",
+        "_owner",
+        "_target",
+        "callbacks",
+        "ending",
+        "pid",
+    )
+
+    def __init__(
+        self,
+        owner: Owner,
+        group: str | None,
+        target: Callable[..., Any],
+        arguments: Sequence[Any],
+        callbacks: Callbacks,
+    ) -> None:
+        super().__init__(task_id=arguments[1], task_name=arguments[0], group=group)
+        self.callbacks = callbacks
+        #: The child's pid, once accepted; the worker's own for a job that no child takes.
+        self.pid = os.getpid()
+        #: Celery's callback for what the tracer returned or raised, to be called at the end.
+        self.ending: Callable[[], None] | None = None
+        self._owner = owner
+        self._target = target
+        self._arguments = arguments
+        self._asked = False
+        self._answer: Reply | BaseException | None = None
+        # A bare lock: the cheapest way to wait for another thread.
+        self._answered = threading.Lock()
+        self._answered.acquire()
+
+    def terminate(self, signum: int | str | None = None) -> None:
+        """End the job, as `celery.worker.request.Request.terminate` asks.
+
+        Arguments:
+            signum: the signal for its child, a number or name; SIGTERM if None.
+        """
+        self._owner.terminate_jobs([self], signum)
+
+    def answer(self, answer: Reply | BaseException) -> None:
+        """Let the tracing thread, now or when it asks, have `answer`, or raise it."""
+        self._answer = answer
+        self._answered.release()
+
+    def exchange(self, line: bytes) -> Reply:
+        """Give the request `line` to the child, and return its reply. For the tracing thread.
+
+        Raises:
+            ProtocolFault: the child broke the protocol.
+            JobAbandoned: the job is over; its end was reported already.
+            SubprocPoolError: it was called before: a job is one exchange.
+        """
+        if self._asked:
+            raise SubprocPoolError(
+                f"{self.task_name}[{self.task_id}] has asked its child already; a task that runs"
+                " in a child can call run() once for each job"
+            )
+        self._asked = True
+        self._owner.provide(self, line)
+        self._answered.acquire()
+        if isinstance(self._answer, BaseException):
+            raise self._answer
+        assert self._answer is not None
+        return self._answer
+
+    def trace(self) -> Callable[[], None] | None:
+        """Run Celery's tracer, which stores the result. Called in a tracing thread.
+
+        Returns:
+            What tells the engine of it; None if the job was abandoned.
+        """
+        try:
+            with exchanging(self):
+                result = self._target(*self._arguments)
+        except JobAbandoned:
+            return None
+        except Exception as exc:
+            self.ending = partial(self.callbacks.error_callback, exception_info(exc))
+        except BaseException as exc:
+            # A hook that exits would have ended a prefork process.
+            lost = WorkerLostError(f"Worker exited prematurely: {exc!r}")
+            self.ending = partial(self.callbacks.error_callback, exception_info(lost))
+        else:
+            self.ending = partial(self.callbacks.callback, result)
+        return partial(self._owner.traced, self)

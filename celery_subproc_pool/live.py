@@ -1,0 +1,100 @@
+"""A running child: its process, what has come of its streams, and what to say of it.
+
+Layer: above `child`, `protocol`, `stderr` and `records`. Must not import Celery. Reads when the
+engine says that there is something to read; decides nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import msgspec
+
+from .child import ChildProcess
+from .errors import ProtocolFault
+from .protocol import LineBuffer, Reply, decode_reply
+from .records import Child
+from .stderr import StderrLines
+
+__all__ = ("ChildFacts", "LiveChild")
+
+
+class ChildFacts(msgspec.Struct, frozen=True):
+    """What a person wants to know of the child that an outcome came from."""
+
+    group: str
+    pid: int
+    #: The last lines of its stderr, oldest first; empty if stderr does not come to us.
+    stderr: tuple[str, ...]
+
+
+class LiveChild:
+    """A child's process and its streams.
+
+    Arguments:
+        child: what the scheduler knows of it.
+        process: its process.
+    """
+
+    __slots__ = ("_lines", "_logger", "_stderr", "child", "gone", "process", "writing")
+
+    def __init__(self, child: Child, process: ChildProcess) -> None:
+        self.child = child
+        self.process = process
+        #: Whether its stdin is registered with the selector, for the rest of a request.
+        self.writing = False
+        #: Whether its exit has been seen.
+        self.gone = False
+        self._lines = LineBuffer(child.group.settings.max_message_bytes)
+        self._stderr = StderrLines()
+        self._logger = logging.getLogger(f"celery_subproc_pool.child.{child.group.name}")
+
+    def replies(self, data: bytes) -> Iterator[Reply]:
+        """Yield the replies that `data`, from its stdout, completes.
+
+        Raises:
+            ProtocolFault: where one is expected, something else stands.
+        """
+        for line in self._lines.feed(data):
+            yield decode_reply(line)
+        if self._lines.overlong is not None:
+            raise ProtocolFault(
+                f"a line longer than max_message_bytes ({self._lines.max_bytes}), which begins"
+                f" {self._lines.overlong!r}"
+            )
+
+    def read_stderr(self) -> bool:
+        """Log what stands in its stderr now. Return whether more can come."""
+        if self.process.stderr is None:
+            return False
+        data = self.process.read(self.process.stderr)
+        if data is not None:
+            self._log(self._stderr.feed(data))
+        return data != b""
+
+    def end_stderr(self) -> None:
+        """Log what is left of its stderr, an unfinished line included."""
+        if self.process.stderr is not None:
+            for data in self.process.read_rest(self.process.stderr):
+                self._log(self._stderr.feed(data))
+        self._log(self._stderr.feed(b""))
+
+    def facts(self) -> ChildFacts:
+        """Return what there is to say, its latest stderr included."""
+        self.read_stderr()
+        return ChildFacts(self.child.group.name, self.process.pid, tuple(self._stderr.tail))
+
+    def _log(self, lines: list[str]) -> None:
+        child = self.child
+        job = child.job
+        doing = f" {job.task_name}[{job.task_id}]" if job is not None else ""
+        for line in lines:
+            self._logger.info(
+                "[%s#%d pid %d%s] %s",
+                child.group.name,
+                child.slot.number,
+                self.process.pid,
+                doing,
+                line,
+            )

@@ -1,0 +1,412 @@
+"""The pool that Celery sees: an adapter, without policy.
+
+Layer: above `drivers`, `jobs` and `tasks`. It turns `apply_async` into jobs of the engine, and
+what becomes of them into Celery's callbacks, all called on the thread that turns the engine.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import click
+from billiard.einfo import ExceptionInfo
+from celery.concurrency.base import BasePool
+from celery.exceptions import WorkerShutdown
+from celery.platforms import EX_FAILURE, signals
+from celery.utils.functional import noop
+from celery.utils.log import get_logger
+from celery.worker import state
+
+from . import config, outcome
+from .compat import report_hard_timeout
+from .drivers import HubDriver, ThreadDriver
+from .errors import ConfigError, JobAbandoned, SpawnError
+from .jobs import Callbacks, PoolJob
+from .live import ChildFacts
+from .records import Answered, Child, Faulted, Group, Lost, Outcome, Terminated, TimedOut
+from .scheduler import Scheduler
+from .supervisor import Supervisor
+from .tasks import bind_tasks, tasks_without_children
+from .tracing import TracingThreads
+
+__all__ = ("Pool",)
+
+logger = get_logger(__name__)
+
+#: Seconds that a cold shutdown waits for results that are being stored.
+STORE_GRACE = 5.0
+
+
+class Pool(BasePool):
+    """Runs tasks on warm child processes that speak line-delimited JSON.
+
+    Use: ``celery -A proj worker -P celery_subproc_pool:Pool``, with the children described by
+    the setting ``subproc_pool``.
+
+    Raises:
+        ConfigError: a setting is wrong. On the command line, it is shown as one line.
+    """
+
+    # With an event loop, Celery hands over a task when it has a slot of this semaphore.
+    uses_semaphore = True
+    # A shutdown from a signal handler may interrupt the engine's turn: it is left to the loop.
+    signal_safe = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        try:
+            self._settings = config.load(self.app.conf.get(config.ROOT))
+            self._group_of = bind_tasks(self.app, self._settings)
+        except ConfigError as exc:
+            if click.get_current_context(silent=True) is not None:
+                raise click.ClickException(str(exc)) from None
+            raise
+        self._semaphore = self.options.get("semaphore")
+        #: Not over yet. This keeps them alive: Celery does not.
+        self._jobs: set[PoolJob] = set()
+        #: The job that Celery is being told of as accepted, and how it asked to end it.
+        self._accepting: PoolJob | None = None
+        self._accepting_signal: int | str | None = None
+        #: In a cold shutdown: until when results may be stored.
+        self._patience: float | None = None
+        self._tracers = TracingThreads("subproc-tracer")
+        self._supervisor: Supervisor | None = None
+        self._driver: HubDriver | ThreadDriver | None = None
+        #: Without an event loop, `apply_async` waits for it instead of the semaphore.
+        self._slot_freed = threading.Condition()
+        #: Groups whose children can't be told of soft limits, once the log has been told.
+        self._soft_limits_warned: set[str] = set()
+
+    # -- life
+
+    def on_start(self) -> None:
+        """Spawn the children.
+
+        Raises:
+            WorkerShutdown: one can't be spawned; the log says which and why.
+        """
+        groups = {
+            name: Group(name, child, self.limit if child.size is None else child.size)
+            for name, child in self._settings.children.items()
+        }
+        supervisor = Supervisor(Scheduler(groups, self.limit, random.random), self)
+        self._warn_of_tasks_without_children()
+        try:
+            supervisor.start()
+        except SpawnError as exc:
+            supervisor.close()
+            logger.critical("The pool can't start: %s", exc)
+            raise WorkerShutdown(EX_FAILURE) from None
+        self._supervisor = supervisor
+        threaded = self.options.get("threads", True)
+        self._driver = ThreadDriver(supervisor) if threaded else HubDriver(supervisor)
+        self._driver.start()
+
+    def did_start_ok(self) -> bool:
+        """Return whether every group has a child."""
+        groups = self._engine.scheduler.groups.values()
+        return all(group.children for group in groups)
+
+    def register_with_event_loop(self, loop: Any) -> None:
+        """Have kombu's hub `loop` turn the engine. Called again after a lost connection."""
+        if self._driver is not None:
+            self._driver.attach(loop)
+
+    def on_close(self) -> None:
+        """Take no more jobs; those that were not accepted stay with the broker."""
+        supervisor = self._supervisor
+        if supervisor is None:
+            return
+        if self._semaphore is not None:
+            # What waits for a slot must not be handed over when one becomes free.
+            self._semaphore.clear()
+        supervisor.post(_timeless(supervisor.scheduler.close))
+        with self._slot_freed:
+            self._slot_freed.notify_all()
+
+    def on_stop(self) -> None:
+        """Let the accepted jobs end, then the children. A warm shutdown."""
+        supervisor, driver = self._supervisor, self._driver
+        if supervisor is None or driver is None:
+            return
+        self.on_close()
+        driver.drain(self._has_unfinished_jobs)
+        if not supervisor.turning:
+            self._end()
+
+    def on_terminate(self) -> None:
+        """Kill the children, whatever they do. A cold shutdown."""
+        self._end()
+
+    def flush(self) -> None:
+        """Drop the jobs that were not accepted yet: the broker will deliver them again."""
+        supervisor = self._supervisor
+        if supervisor is not None:
+            supervisor.post(_timeless(supervisor.scheduler.flush))
+
+    def _has_unfinished_jobs(self) -> bool:
+        """Return whether a shutdown has jobs to wait for.
+
+        In a cold one, which may also come in the midst of a warm one, all jobs were cancelled:
+        what is left are results that are being stored, maybe in a backend that hangs.
+        """
+        if state.should_terminate and self._patience is None:
+            self._patience = time.monotonic() + STORE_GRACE
+        return bool(self._jobs) and (self._patience is None or time.monotonic() < self._patience)
+
+    def _end(self) -> None:
+        """Give back all resources; kill what is left."""
+        supervisor, self._supervisor = self._supervisor, None
+        driver, self._driver = self._driver, None
+        if driver is not None:
+            driver.halt()
+        if supervisor is not None:
+            supervisor.close()
+        self._tracers.close()
+
+    # -- jobs
+
+    def on_apply(
+        self,
+        target: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Any,
+        callback: Callable[[tuple[int, Any, float]], None] = noop,
+        error_callback: Callable[[ExceptionInfo], None] = noop,
+        accept_callback: Callable[[int, float], None] = noop,
+        timeout_callback: Callable[..., None] = noop,
+        soft_timeout: float | None = None,
+        timeout: float | None = None,
+        waitforslot: bool = False,
+        **_: Any,
+    ) -> PoolJob | None:
+        """Take in a task, as `celery.worker.request.Request.execute_using_pool` gives it.
+
+        Arguments:
+            target: Celery's tracer.
+            args: its arguments: the task's name, its id, and the rest of the message.
+            kwargs: none.
+            callback: called with the tracer's ``(failed, retval, runtime)``.
+            error_callback: called with an `ExceptionInfo` if the tracer could not finish.
+            accept_callback: called with the child's pid and the monotonic time, when a child
+                has the job.
+            timeout_callback: called with ``soft`` and ``timeout`` when a limit is over.
+            soft_timeout: the request's or task's soft limit, in seconds.
+            timeout: the request's or task's hard limit, in seconds.
+            waitforslot: whether to wait while as many jobs are under way as the concurrency
+                allows. Celery asks so where there is no event loop: it paces the consumer,
+                which sends its acknowledgements between two tasks.
+
+        Returns:
+            The job, with `terminate(signum)`; None once the pool is closed.
+        """
+        if waitforslot:
+            self._wait_for_slot()
+        supervisor = self._supervisor
+        if self._state != self.RUN or supervisor is None:
+            return None
+        group = self._group_of.get(args[0])
+        callbacks = Callbacks(accept_callback, callback, error_callback, timeout_callback)
+        job = PoolJob(self, group, target, args, callbacks)
+        if group is not None:
+            default = self._settings.children[group].timeout
+            job.timeout = timeout or self.options.get("timeout") or default
+            job.soft_timeout = soft_timeout or self.options.get("soft_timeout")
+        self._jobs.add(job)
+        supervisor.post(supervisor.scheduler.submit, job)
+        return job
+
+    def terminate_job(self, pid: int, signal: int | str | None = None) -> None:
+        """Do nothing: a pid does not tell which job is meant. Never raises.
+
+        While one job of a child has its result stored, the child has the next one already. And
+        Celery asks before it has noted that it asked, so that the end of the job would be told
+        twice. `Request.terminate` and `Request.cancel` call `PoolJob.terminate` at their end.
+
+        In the callback that accepts a job, Celery may not have the `PoolJob` yet, but there it
+        is clear which one is meant: it ends after the callback.
+        """
+        if self._accepting is not None and self._accepting.pid == pid:
+            self._accepting_signal = signal or "SIGTERM"
+
+    # -- for jobs: `jobs.Owner`
+
+    def terminate_jobs(self, jobs: Sequence[PoolJob], signum: int | str | None) -> None:
+        """End `jobs`, with the signal `signum` (default SIGTERM) for their children."""
+        supervisor = self._supervisor
+        number = signals.signum(signum or "SIGTERM")
+        if supervisor is not None:
+            for job in jobs:
+                supervisor.post(supervisor.scheduler.terminate, job, number)
+
+    def provide(self, job: PoolJob, line: bytes) -> None:
+        """`job` has its request line."""
+        supervisor = self._supervisor
+        if supervisor is not None:
+            supervisor.post(supervisor.scheduler.provide, job, line)
+
+    def traced(self, job: PoolJob) -> None:
+        """The tracing thread of `job` is through."""
+        supervisor = self._supervisor
+        if supervisor is not None:
+            supervisor.post(supervisor.scheduler.finish, job)
+
+    # -- the engine's callbacks: `supervisor.Listener`
+
+    def accepted(self, job: PoolJob, child: Child | None, now: float) -> None:
+        """`job` is handed to `child`: tell Celery, then trace it."""
+        if child is not None and child.pid is not None:
+            job.pid = child.pid
+        self._accepting = job
+        try:
+            job.callbacks.accept_callback(job.pid, now)
+        finally:
+            self._accepting = None
+            self._end_if_asked(job)
+            self._start_tracing(job)
+
+    def _end_if_asked(self, job: PoolJob) -> None:
+        signum, self._accepting_signal = self._accepting_signal, None
+        if signum is not None:
+            self.terminate_jobs([job], signum)
+
+    def _start_tracing(self, job: PoolJob) -> None:
+        try:
+            self._tracers.run(job.trace)
+        except RuntimeError as exc:
+            # The system gives no more threads: the job fails, and its child is free again.
+            job.ending = partial(job.callbacks.error_callback, outcome.exception_info(exc))
+            self.traced(job)
+
+    def settled(self, job: PoolJob, result: Outcome, facts: ChildFacts | None) -> None:
+        """The time of `job` with a child is over."""
+        if isinstance(result, Answered):
+            job.answer(result.reply)
+        elif isinstance(result, Faulted):
+            job.answer(outcome.protocol_fault(result.reason, facts))
+        else:
+            # The tracing thread, wherever it is, must not report a second end.
+            job.answer(JobAbandoned())
+            try:
+                self._report_end(job, result, facts)
+            finally:
+                self._release(job)
+
+    def finished(self, job: PoolJob) -> None:
+        """The tracer of `job` brought it to its end: tell Celery."""
+        assert job.ending is not None
+        try:
+            job.ending()
+        finally:
+            self._release(job)
+
+    def soft_timed_out(self, job: PoolJob, told: bool) -> None:
+        """The soft limit of `job` is over."""
+        job.callbacks.timeout_callback(soft=True, timeout=job.soft_timeout)
+        if not told and job.group is not None and job.group not in self._soft_limits_warned:
+            self._soft_limits_warned.add(job.group)
+            logger.warning(
+                "The children of the group %s can't be told of soft time limits, and go on: set"
+                " %s.children.%s.soft_timeout_signal if they know what to do with a signal."
+                " This is said once",
+                job.group,
+                config.ROOT,
+                job.group,
+            )
+
+    @staticmethod
+    def _report_end(job: PoolJob, result: Outcome, facts: ChildFacts | None) -> None:
+        """Tell Celery of an end that its tracer has no part in."""
+        if isinstance(result, TimedOut):
+            report_hard_timeout(job, result.seconds)
+        elif isinstance(result, (Lost, Terminated)):
+            error = outcome.exception(result, facts)
+            job.callbacks.error_callback(outcome.exception_info(error))
+
+    def _wait_for_slot(self) -> None:
+        with self._slot_freed:
+            self._slot_freed.wait_for(
+                lambda: len(self._jobs) < self.limit or self._state != self.RUN
+            )
+
+    def _release(self, job: PoolJob) -> None:
+        self._jobs.remove(job)
+        if self._semaphore is not None:
+            self._semaphore.release()
+        else:
+            with self._slot_freed:
+                self._slot_freed.notify()
+
+    # -- size
+
+    def grow(self, n: int = 1) -> None:
+        """Add `n` children to every group without a size of its own."""
+        self._engine.post(self._engine.scheduler.grow, n)
+        self.limit += n
+        if self._semaphore is not None:
+            self._semaphore.grow(n)
+
+    def shrink(self, n: int = 1) -> None:
+        """Take away `n` children that are not busy, of every group without a size of its own.
+
+        Raises:
+            ValueError: there are not as many.
+        """
+        self._engine.scheduler.check_shrink(n)
+        self._engine.post(self._engine.scheduler.shrink, n)
+        self.limit -= n
+        if self._semaphore is not None:
+            self._semaphore.shrink(n)
+
+    # -- facts
+
+    @property
+    def _engine(self) -> Supervisor:
+        if self._supervisor is None:
+            raise RuntimeError("the pool is not running")
+        return self._supervisor
+
+    def _warn_of_tasks_without_children(self) -> None:
+        names = tasks_without_children(self.app, self._group_of)
+        if names:
+            logger.warning(
+                "No children take the tasks %s: if one arrives here, it fails. See %s.children",
+                ", ".join(names),
+                config.ROOT,
+            )
+
+    def _get_info(self) -> dict[str, Any]:
+        info: dict[str, Any] = super()._get_info()
+        supervisor = self._supervisor
+        groups = supervisor.scheduler.groups if supervisor is not None else {}
+        info["processes"] = supervisor.processes if supervisor is not None else []
+        info["timeouts"] = (
+            self.options.get("soft_timeout") or 0,
+            self.options.get("timeout") or 0,
+        )
+        info["groups"] = {
+            name: {
+                "size": len(group.slots),
+                "waiting": len(group.waiting),
+                "children": [
+                    {"pid": child.pid, "state": child.state.value, "jobs": child.jobs_done}
+                    for child in list(group.children.values())
+                ],
+            }
+            for name, group in groups.items()
+        }
+        return info
+
+
+def _timeless(event: Callable[[], Any]) -> Callable[[float], Any]:
+    """Adapt an event that does not care when it happens."""
+    return lambda now: event()
+
+
+# The name that `-P` takes, that `inspect stats` shows, and that the worker's banner ends with.
+Pool.__module__ = __package__

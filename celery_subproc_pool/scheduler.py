@@ -1,0 +1,635 @@
+"""Decides what happens to jobs and children; does none of it.
+
+Layer: above `records`, `protocol` and `errors`. Must not import a clock, processes or Celery.
+
+Events come in as method calls with the time they happened at (seconds on any monotonic clock);
+every method returns the actions to perform, in order. An event only notes what happened. It is
+`dispatch`, called when all that is known has been told, that hands jobs to idle children: a line
+that nobody asked for must retire its child before that child gets another job.
+
+A job of an external child goes through::
+
+    QUEUED --dispatch--> RESERVED --provide--> SENT --reply--> ANSWERED --finish--> CLOSED
+       ^                    |                   |
+       +--- child is gone --+                   +--- lost, timed out, terminated ----> CLOSED
+
+It is RESERVED while the worker's tracer prepares the request, and ANSWERED while the tracer
+stores the result (or the failure: a protocol fault is an answer too). No byte of its request has
+been written before it is SENT. A request of which no byte was written, or none read, may go to
+another child; no other.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections import deque
+from collections.abc import Callable
+
+from .errors import TransitionError
+from .protocol import Reply
+from .records import (
+    TRANSITIONS,
+    Accept,
+    Action,
+    Answered,
+    Child,
+    ChildState,
+    CloseStdin,
+    Dropped,
+    Faulted,
+    Finished,
+    Forget,
+    Group,
+    Job,
+    JobState,
+    Kill,
+    Lost,
+    Outcome,
+    Probe,
+    Report,
+    Settle,
+    Slot,
+    SoftTimeout,
+    Spawn,
+    Terminated,
+    TimedOut,
+    Write,
+    describe_exit,
+)
+
+__all__ = ("Scheduler",)
+
+#: Seconds that a child may take to exit after it closed its stdout.
+EOF_GRACE = 0.5
+
+#: Seconds from one look to the next whether a child has read its first request.
+PROBE_INTERVAL = 0.1
+
+#: Seconds that a child may take to boot, once its first job should have been done.
+START_TIMEOUT = 60.0
+
+#: How many children may end before they have read a job, until the job is given up.
+MAX_LOSSES = 3
+
+#: Seconds before a slot spawns again: doubled with every child that died before it did a job.
+BACKOFF_FIRST, BACKOFF_LAST = 0.1, 30.0
+
+
+class Scheduler:
+    """Jobs, children, deadlines and policy. Pure: see this module's docstring.
+
+    Arguments:
+        groups: the groups by name.
+        limit: how many jobs may be accepted and not finished at a time, in all groups together.
+        random: returns numbers from 0 to 1, for jitter.
+    """
+
+    def __init__(
+        self, groups: dict[str, Group], limit: int, random: Callable[[], float] = lambda: 0.5
+    ) -> None:
+        self.groups = groups
+        self.limit = limit
+        #: Jobs that are with a child or with their tracer after it.
+        self.open_jobs = 0
+        #: No deadline is due before this; None: there is none. A lower bound, made exact by `tick`.
+        self.next_deadline: float | None = None
+        self.stopping = False
+        self._closed = False
+        self._random = random
+        self._jobs_seen = 0
+        self._children_seen = 0
+        #: Jobs for the worker itself, which have no children to wait for.
+        self._local: deque[Job] = deque()
+
+    # -- starting and stopping
+
+    def start(self, now: float) -> list[Action]:
+        """Fill every slot."""
+        return [
+            action
+            for group in self.groups.values()
+            for slot in group.slots
+            for action in self._refill(group, slot, now)
+        ]
+
+    def close(self) -> list[Action]:
+        """Accept no more jobs: drop those that wait. Their messages go back to the broker."""
+        self._closed = True
+        return self.flush()
+
+    def flush(self) -> list[Action]:
+        """Drop the jobs that were not accepted yet."""
+        actions: list[Action] = []
+        for queue in (self._local, *(group.waiting for group in self.groups.values())):
+            dropped = [job for job in queue if not job.accepted]
+            kept = [job for job in queue if job.accepted]
+            queue.clear()
+            queue.extend(kept)
+            for job in dropped:
+                job.state = JobState.CLOSED
+                actions.append(Settle(job, Dropped(), None))
+        return actions
+
+    def stop(self, now: float) -> list[Action]:
+        """Stop all children: gently those that are idle, at once those that are not."""
+        self.stopping = True
+        actions: list[Action] = []
+        for child in self._all_children():
+            if child.state is ChildState.BUSY:
+                actions += self._replace(child, "the worker stops", now)
+            else:
+                actions += self._stop_gently(child, now)
+        return actions
+
+    # -- events of jobs
+
+    def submit(self, job: Job, now: float) -> list[Action]:
+        """Take in a new job."""
+        if self._closed:
+            job.state = JobState.CLOSED
+            return [Settle(job, Dropped(), None)]
+        self._jobs_seen += 1
+        job.number = self._jobs_seen
+        self._queue_of(job).append(job)
+        return []
+
+    def provide(self, job: Job, request: bytes, now: float) -> list[Action]:
+        """The tracer of `job` has prepared its request line."""
+        job.request = request
+        if job.state is not JobState.RESERVED or job.child is None:
+            return []
+        return [self._send(job.child, job)]
+
+    def finish(self, job: Job, now: float) -> list[Action]:
+        """The tracer of `job` is through, maybe without ever having needed the child."""
+        if job.state is JobState.CLOSED:
+            # Its end was settled while the tracer was not looking.
+            return []
+        if job.state is JobState.QUEUED:
+            # It lost its child before it wanted one, and was waiting for the next.
+            self._queue_of(job).remove(job)
+        else:
+            self.open_jobs -= 1
+        if job.child is not None:
+            self._release(job.child)
+        job.state = JobState.CLOSED
+        job.child = job.deadline = job.soft_deadline = None
+        return [Finished(job)]
+
+    def terminate(self, job: Job, signum: int, now: float) -> list[Action]:
+        """End `job` on request: its child, if it has the request, gets `signum` and is replaced."""
+        if job.state in (JobState.ANSWERED, JobState.CLOSED):
+            return []
+        child, sent = job.child, job.state is JobState.SENT
+        actions = self._settle(job, Terminated(signum))
+        if child is None:
+            return actions
+        if child.state is ChildState.STOPPING:
+            child.job = None
+            return [*actions, Kill(child, signum)]
+        if not sent:
+            self._release(child)
+            return actions
+        self._escalate_at(child, now + child.group.settings.stop_timeout, terminating=True)
+        return [
+            *actions,
+            Kill(child, signum),
+            *self._vacate(child, "its job was terminated", now, blame=False),
+        ]
+
+    # -- events of children
+
+    def spawned(self, child: Child, pid: int, now: float) -> list[Action]:
+        """The process of `child` runs."""
+        child.pid = pid
+        if child.state is ChildState.STOPPING:
+            return [CloseStdin(child)]
+        if self.stopping:
+            return self._stop_gently(child, now)
+        child.spawned_at = now
+        self._move(child, ChildState.IDLE)
+        child.group.idle[child] = None
+        # Whoever has served before goes first: this one may still be booting.
+        child.group.idle.move_to_end(child, last=False)
+        return []
+
+    def spawn_failed(self, child: Child, reason: str, now: float) -> list[Action]:
+        """The process of `child` could not be started."""
+        del child.group.children[child.number]
+        if child.state is ChildState.STOPPING:
+            # It was not wanted any more.
+            self._move(child, ChildState.GONE)
+            return []
+        return self._vacate(child, reason, now, blame=True, state=ChildState.GONE)
+
+    def replied(self, child: Child, reply: Reply, now: float) -> list[Action]:
+        """`child` wrote a final reply."""
+        job = child.job
+        if child.state is ChildState.STOPPING:
+            return []
+        if job is None or job.state is not JobState.SENT:
+            return self.faulted(child, f"a reply that nobody asked for: {reply!r}"[:500], now)
+        if reply.id is not None and reply.id != job.task_id:
+            return self.faulted(
+                child, f"the reply's id is {reply.id!r}, the request's {job.task_id!r}", now
+            )
+        child.jobs_done += 1
+        child.has_read = True
+        child.slot.failures = 0
+        self._release(child)
+        return [self._answer(job, Answered(reply), child)]
+
+    def faulted(self, child: Child, reason: str, now: float) -> list[Action]:
+        """`child` wrote what the protocol does not allow, or can't be served: replace it."""
+        if child.state in (ChildState.STOPPING, ChildState.GONE):
+            return []
+        job = child.job
+        actions: list[Action] = []
+        if job is not None and job.state is JobState.SENT:
+            actions.append(self._answer(job, Faulted(reason), child))
+        return [*actions, *self._replace(child, reason, now)]
+
+    def probed(self, child: Child, unread: int, now: float) -> list[Action]:
+        """It was looked how many bytes of its first request `child` has not read."""
+        job = child.job
+        if job is None or job.request is None or job.state is not JobState.SENT:
+            return []
+        if unread >= len(job.request):
+            child.still_boots = True
+            if now < child.spawned_at + START_TIMEOUT:
+                return []
+            # Its exit tells whether it has read the job after all; if not, another child has it.
+            reason = f"it did not read its first request within {START_TIMEOUT:.0f} s"
+            return self._replace(child, reason, now)
+        child.has_read = True
+        if child.still_boots:
+            # What it took to boot is not the job's.
+            self._set_limits(job, now)
+        else:
+            # It has had the time. What was put off for the look is due now.
+            if job.deadline is not None and job.deadline <= now + PROBE_INTERVAL:
+                job.deadline = now
+            if job.soft_deadline is not None and job.soft_deadline <= now + PROBE_INTERVAL:
+                job.soft_deadline = now
+            self._wake_at(now)
+        return []
+
+    def unwritten(self, child: Child, reason: str, now: float) -> list[Action]:
+        """No byte of the request could be written: its job goes to another child."""
+        if child.state is ChildState.STOPPING:
+            return []
+        self._take_back(child)
+        return self._expect_exit(child, reason, now)
+
+    def unsolicited(self, child: Child, reason: str, now: float) -> list[Action]:
+        """Output was there before the request was written: the job goes to another child."""
+        if child.state is ChildState.STOPPING:
+            return []
+        self._take_back(child)
+        return self._replace(child, reason, now)
+
+    @staticmethod
+    def _take_back(child: Child) -> None:
+        if child.job is not None and child.job.state is JobState.SENT:
+            child.job.state = JobState.RESERVED
+
+    def stdout_closed(self, child: Child, now: float) -> list[Action]:
+        """`child` closed its stdout: it exits, or has lost its use. Its exit status says more."""
+        return self._expect_exit(child, "it closed its stdout", now)
+
+    def _expect_exit(self, child: Child, reason: str, now: float) -> list[Action]:
+        """Take `child` out of service, which shows that it is about to exit, and give it time."""
+        if child.state is ChildState.STOPPING:
+            return []
+        waited_for = child.job is not None and child.job.state is JobState.SENT
+        grace = EOF_GRACE if waited_for else child.group.settings.stop_timeout
+        self._escalate_at(child, now + grace, terminating=waited_for)
+        return self._vacate(child, reason, now, blame=True)
+
+    def exited(self, child: Child, status: int, unread: int, now: float) -> list[Action]:
+        """The process of `child` ended; all that it wrote has been told before.
+
+        Arguments:
+            child: the child.
+            status: its exit status, as `subprocess.Popen.returncode`.
+            unread: how many bytes of its requests it never read.
+            now: the time.
+        """
+        job = child.job
+        if job is not None and job.request is not None and unread >= len(job.request):
+            # It can't have begun what it has not read a byte of.
+            self._take_back(child)
+        actions: list[Action] = []
+        seen_before = child.reason
+        if child.state is not ChildState.STOPPING:
+            reason = f"it exited: {describe_exit(status)}"
+            actions += self._vacate(child, reason, now, blame=True, state=ChildState.GONE)
+        else:
+            self._move(child, ChildState.GONE)
+            if job is not None and job.state is JobState.RESERVED and not self.stopping:
+                actions = [*self._requeue(job), *actions]
+                child.job = None
+        if child.job is not None:
+            actions = [*self._settle(child.job, Lost(status, seen_before)), *actions]
+            child.job = None
+        child.deadline = None
+        del child.group.children[child.number]
+        return [*actions, Forget(child)]
+
+    # -- time
+
+    def tick(self, now: float) -> list[Action]:
+        """Do what is due at `now`."""
+        if self.next_deadline is None or now < self.next_deadline:
+            return []
+        self.next_deadline = None
+        actions: list[Action] = []
+        for group in self.groups.values():
+            for child in tuple(group.children.values()):
+                actions += self._tick_child(child, now)
+            for slot in group.slots:
+                if slot.spawn_at is not None:
+                    actions += self._refill(group, slot, now)
+            for job in [job for job in group.waiting if job.accepted]:
+                # It lost its child, but not its limit.
+                if job.deadline is not None and now >= job.deadline:
+                    actions += self._settle(job, TimedOut(job.timeout or 0.0))
+                else:
+                    self._wake_at(job.deadline)
+        return actions
+
+    def _tick_child(self, child: Child, now: float) -> list[Action]:
+        actions: list[Action] = []
+        job = child.job
+        if job is not None and child.state is ChildState.BUSY:
+            actions += self._tick_job(child, job, now)
+        if child.deadline is None:
+            return actions
+        if now < child.deadline:
+            self._wake_at(child.deadline)
+        elif child.terminating:
+            child.deadline = None
+            actions.append(Kill(child, signal.SIGKILL))
+        else:
+            self._escalate_at(child, now + child.group.settings.stop_timeout, terminating=True)
+            actions.append(Kill(child, signal.SIGTERM))
+        return actions
+
+    def _tick_job(self, child: Child, job: Job, now: float) -> list[Action]:
+        actions: list[Action] = []
+        if job.state is JobState.SENT and not child.has_read and self._put_off(job, now):
+            return [Probe(child)]
+        if job.deadline is not None and now >= job.deadline:
+            sent = job.state is JobState.SENT
+            actions += self._settle(job, TimedOut(job.timeout or 0.0))
+            if sent:
+                return [*actions, *self._replace(child, "its job took too long", now, blame=False)]
+            self._release(child)
+            return actions
+        if job.soft_deadline is not None and now >= job.soft_deadline:
+            job.soft_deadline = None
+            name = child.group.settings.soft_timeout_signal
+            signum = signal.Signals[name] if name and job.state is JobState.SENT else None
+            actions.append(SoftTimeout(job, child, signum))
+        self._wake_at(job.deadline)
+        self._wake_at(job.soft_deadline)
+        return actions
+
+    def _put_off(self, job: Job, now: float) -> bool:
+        """Put the limits of `job` that are due off until its child was looked at."""
+        due = False
+        if job.deadline is not None and now >= job.deadline:
+            job.deadline, due = now + PROBE_INTERVAL, True
+        if job.soft_deadline is not None and now >= job.soft_deadline:
+            job.soft_deadline, due = now + PROBE_INTERVAL, True
+        self._wake_at(job.deadline)
+        self._wake_at(job.soft_deadline)
+        return due
+
+    def _set_limits(self, job: Job, now: float) -> None:
+        """Let the time limits of `job` count from `now`."""
+        job.deadline = None if job.timeout is None else now + job.timeout
+        job.soft_deadline = None if job.soft_timeout is None else now + job.soft_timeout
+        self._wake_at(job.deadline)
+        self._wake_at(job.soft_deadline)
+
+    # -- size
+
+    def grow(self, count: int, now: float) -> list[Action]:
+        """Add `count` to the limit, and `count` children to each group without its own size."""
+        self.limit += count
+        actions: list[Action] = []
+        for group in self._elastic_groups():
+            for _ in range(count):
+                slot = Slot(max((slot.number for slot in group.slots), default=-1) + 1)
+                group.slots.append(slot)
+                actions += self._refill(group, slot, now)
+        return actions
+
+    def check_shrink(self, count: int) -> None:
+        """Raise if `shrink` would find too few children that are not busy.
+
+        Raises:
+            ValueError: there are too few, or none would be left. In the words of billiard's pool.
+        """
+        enough = all(len(self._spare_slots(group)) >= count for group in self._elastic_groups())
+        if count >= self.limit or not enough:
+            raise ValueError("Can't shrink pool. All processes busy!")
+
+    def shrink(self, count: int, now: float) -> list[Action]:
+        """Take `count` off the limit, and `count` children that are not busy from each group
+        without its own size."""
+        self.limit -= count
+        actions: list[Action] = []
+        for group in self._elastic_groups():
+            for slot in self._spare_slots(group)[::-1][:count]:
+                group.slots.remove(slot)
+                if slot.child is not None:
+                    actions += self._stop_gently(slot.child, now)
+        return actions
+
+    def _elastic_groups(self) -> list[Group]:
+        return [group for group in self.groups.values() if group.settings.size is None]
+
+    @staticmethod
+    def _spare_slots(group: Group) -> list[Slot]:
+        return [
+            slot
+            for slot in group.slots
+            if slot.child is None or slot.child.state is not ChildState.BUSY
+        ]
+
+    # -- decisions
+
+    def dispatch(self, now: float) -> list[Action]:
+        """Hand waiting jobs to idle children, in order of arrival, as far as `limit` allows."""
+        actions: list[Action] = []
+        while self.open_jobs < self.limit:
+            queue = self._next_queue()
+            if queue is None:
+                break
+            actions += self._reserve(queue.popleft(), now)
+        return actions
+
+    def _next_queue(self) -> deque[Job] | None:
+        best = self._local if self._local else None
+        for group in self.groups.values():
+            queue = group.waiting
+            if queue and group.idle and (best is None or queue[0].number < best[0].number):
+                best = queue
+        return best
+
+    def _reserve(self, job: Job, now: float) -> list[Action]:
+        actions: list[Action] = []
+        self.open_jobs += 1
+        job.state = JobState.RESERVED
+        child: Child | None = None
+        if job.group is not None:
+            child, _ = self.groups[job.group].idle.popitem()
+            self._move(child, ChildState.BUSY)
+            child.job, job.child = job, child
+            if job.accepted:
+                self._wake_at(job.deadline)
+                self._wake_at(job.soft_deadline)
+            else:
+                self._set_limits(job, now)
+        if not job.accepted:
+            job.accepted = True
+            actions.append(Accept(job, child, now))
+        if job.request is not None and child is not None:
+            actions.append(self._send(child, job))
+        return actions
+
+    def _send(self, child: Child, job: Job) -> Write:
+        job.state = JobState.SENT
+        return Write(child, job)
+
+    @staticmethod
+    def _answer(job: Job, outcome: Outcome, child: Child) -> Settle:
+        """Give `outcome` to the tracer of `job`, which brings the job to its end."""
+        job.state = JobState.ANSWERED
+        job.child = job.deadline = job.soft_deadline = None
+        return Settle(job, outcome, child)
+
+    def _settle(self, job: Job, outcome: Outcome) -> list[Action]:
+        """Close `job` with an outcome that its tracer has no part in.
+
+        Its child still holds it: the caller releases or vacates the child.
+        """
+        child = job.child
+        if job.state is JobState.QUEUED:
+            self._queue_of(job).remove(job)
+        else:
+            self.open_jobs -= 1
+        job.state = JobState.CLOSED
+        job.child = job.deadline = job.soft_deadline = None
+        return [Settle(job, outcome, child)]
+
+    def _release(self, child: Child) -> None:
+        """Make a busy child idle."""
+        child.job = None
+        self._move(child, ChildState.IDLE)
+        child.group.idle[child] = None
+
+    def _requeue(self, job: Job) -> list[Action]:
+        """Put a job whose request no child has begun back where it was in the queue.
+
+        Its limits go on. After several children, give it up: they may all be broken.
+        """
+        job.losses += 1
+        if job.losses > MAX_LOSSES:
+            reason = f"{job.losses} children in a row ended before they had read the job"
+            return self._settle(job, Lost(None, reason))
+        self.open_jobs -= 1
+        job.state = JobState.QUEUED
+        job.child = None
+        self._wake_at(job.deadline)
+        # In order of arrival, also among others that lost their children.
+        queue = self._queue_of(job)
+        queue.insert(sum(other.number < job.number for other in queue), job)
+        return []
+
+    def _replace(self, child: Child, reason: str, now: float, blame: bool = True) -> list[Action]:
+        """Kill `child` and fill its slot."""
+        actions = self._vacate(child, reason, now, blame)
+        return [Kill(child, signal.SIGKILL), *actions]
+
+    def _vacate(
+        self,
+        child: Child,
+        reason: str,
+        now: float,
+        blame: bool,
+        state: ChildState = ChildState.STOPPING,
+    ) -> list[Action]:
+        """Take `child` out of service, and let its slot spawn: later, if the child is to blame."""
+        job = child.job
+        child.reason = reason
+        child.group.idle.pop(child, None)
+        self._move(child, state)
+        actions: list[Action] = []
+        if job is not None and job.state is not JobState.SENT:
+            child.job = None
+            if job.state is JobState.RESERVED:
+                actions += self._requeue(job)
+        slot = child.slot
+        slot.child = None
+        delay = 0.0
+        if blame and child.jobs_done == 0:
+            slot.failures += 1
+            delay = min(BACKOFF_LAST, BACKOFF_FIRST * 2 ** min(slot.failures - 1, 20))
+            delay *= 0.5 + self._random() / 2
+            slot.spawn_at = now + delay
+        actions.append(Report(child, reason, job, delay))
+        return [*actions, *self._refill(child.group, slot, now)]
+
+    def _refill(self, group: Group, slot: Slot, now: float) -> list[Action]:
+        if self.stopping or slot.child is not None:
+            return []
+        if slot.spawn_at is not None and now < slot.spawn_at:
+            self._wake_at(slot.spawn_at)
+            return []
+        slot.spawn_at = None
+        self._children_seen += 1
+        child = Child(group, slot, self._children_seen)
+        slot.child = child
+        group.children[child.number] = child
+        return [Spawn(child)]
+
+    def _stop_gently(self, child: Child, now: float) -> list[Action]:
+        if child.state is ChildState.STOPPING:
+            return []
+        self._move(child, ChildState.STOPPING)
+        child.group.idle.pop(child, None)
+        self._escalate_at(child, now + child.group.settings.stop_timeout, terminating=False)
+        return [CloseStdin(child)]
+
+    # -- small things
+
+    def _escalate_at(self, child: Child, deadline: float, terminating: bool) -> None:
+        """At `deadline`, kill `child`, with SIGTERM first unless it has been `terminating`."""
+        child.deadline = deadline
+        child.terminating = terminating
+        self._wake_at(deadline)
+
+    def _move(self, child: Child, state: ChildState) -> None:
+        if state not in TRANSITIONS[child.state]:
+            raise TransitionError(f"{child!r} can't become {state.value}")
+        child.state = state
+
+    def _wake_at(self, deadline: float | None) -> None:
+        if deadline is not None and (self.next_deadline is None or deadline < self.next_deadline):
+            self.next_deadline = deadline
+
+    def _queue_of(self, job: Job) -> deque[Job]:
+        return self._local if job.group is None else self.groups[job.group].waiting
+
+    @property
+    def idle(self) -> bool:
+        """Whether no job is accepted or waits for a child."""
+        return not self.open_jobs and not any(
+            (self._local, *(group.waiting for group in self.groups.values()))
+        )
+
+    def _all_children(self) -> list[Child]:
+        return [child for group in self.groups.values() for child in group.children.values()]

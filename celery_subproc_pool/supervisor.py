@@ -1,0 +1,540 @@
+"""The engine: owns every child process, and performs what the scheduler decides.
+
+Layer: above `scheduler`, `live` and `guardian`. Must not import Celery; it reports through a
+`Listener`. One thread turns it: the one that runs the worker's event loop, to which the engine
+is a single descriptor (`fileno`) and a timer (`on_deadline`), or a thread of its own.
+
+    other threads ---- post ---> inbox --+
+                                         v
+    pipes, exits ---> selector ---> scheduler (decides) ---> actions ---> pipes, signals, spawns
+                                                                 |
+                                                                 +------> Listener, last of all
+
+Callbacks come last because they come back: Celery may call `post` from inside of one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Protocol
+
+from . import records
+from .child import ChildProcess, pidfd
+from .errors import ProtocolFault, SpawnError
+from .guardian import MARK, Guardian
+from .live import ChildFacts, LiveChild
+from .protocol import quote
+from .records import Action, Child, Outcome
+from .scheduler import Scheduler
+
+__all__ = ("Listener", "Supervisor")
+
+logger = logging.getLogger("celery_subproc_pool")
+
+#: Seconds between looks at children whose exit no descriptor tells.
+POLL_INTERVAL = 0.1
+
+_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
+
+class Listener(Protocol):
+    """Who owns the jobs. Called on the thread that turns the engine."""
+
+    def accepted(self, job: Any, child: Child | None, now: float) -> None:
+        """`job` was handed to `child` (None: to the worker itself) at monotonic time `now`."""
+
+    def settled(self, job: Any, outcome: Outcome, facts: ChildFacts | None) -> None:
+        """The time of `job` with a child is over."""
+
+    def finished(self, job: Any) -> None:
+        """The tracer of `job` is through, and nothing else ended it."""
+
+    def soft_timed_out(self, job: Any, told: bool) -> None:
+        """The soft time limit of `job` is over; `told` is whether its child was signalled."""
+
+
+class Supervisor:
+    """The engine. See this module's docstring.
+
+    Arguments:
+        scheduler: decides.
+        listener: is told about jobs.
+        environ: the environment that children start from.
+        clock: monotonic time in seconds; `time.monotonic`, because Celery's is.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        listener: Listener,
+        environ: Mapping[str, str] = os.environ,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.scheduler = scheduler
+        #: Called with a monotonic time when the engine must be turned then, at the latest.
+        self.on_deadline: Callable[[float], None] = lambda deadline: None
+        self._listener = listener
+        self._environ = dict(environ)
+        self._clock = clock
+        self._live: dict[int, LiveChild] = {}
+        #: Children whose exit no descriptor tells.
+        self._polled: set[LiveChild] = set()
+        # epoll or kqueue, which are descriptors themselves: all systems that this runs on have one.
+        self._selector: Any = selectors.DefaultSelector()
+        # Re-entrant: a signal handler may post while its thread is posting.
+        self._wake_lock = threading.RLock()
+        self._wake_pending = False
+        self._wake_writer: int | None
+        self._wake_reader, self._wake_writer = os.pipe()
+        self._selector.register(self._wake_reader, _READ, self._on_wake)
+        self._inbox: deque[tuple[Callable[..., list[Action]], tuple[Any, ...]]] = deque()
+        self._actions: deque[Action] = deque()
+        self._callbacks: deque[Callable[[], None]] = deque()
+        self._owner = threading.get_ident()
+        self._turning = False
+        self._starting = False
+        self._closed = False
+        self._announced: float | None = None
+        self._guardian: Guardian | None = None
+        self._guardian_fd: int | None = None
+        self._perform: dict[type, Callable[[Any], None]] = {
+            records.Spawn: self._spawn,
+            records.Accept: self._accept,
+            records.Write: self._write,
+            records.Settle: self._settle,
+            records.Finished: self._finished,
+            records.SoftTimeout: self._soft_timeout,
+            records.Kill: self._kill,
+            records.CloseStdin: self._close_stdin,
+            records.Report: self._report,
+            records.Probe: self._probe,
+            records.Forget: self._forget,
+        }
+
+    # -- for the owner
+
+    def start(self) -> None:
+        """Spawn all children.
+
+        Raises:
+            SpawnError: one could not be started; those that could are gone again.
+        """
+        self._owner = threading.get_ident()
+        self._guardian = Guardian()
+        self._watch_guardian()
+        self._starting = True
+        try:
+            self._actions.extend(self.scheduler.start(self._clock()))
+            self._settle_down()
+        except SpawnError:
+            self.kill_all()
+            raise
+        finally:
+            self._starting = False
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when `turn` has something to do."""
+        descriptor: int = self._selector.fileno()
+        return descriptor
+
+    def post(self, event: Callable[..., list[Action]], *arguments: Any) -> None:
+        """Tell the scheduler of an event, from any thread.
+
+        On the engine's own thread it takes effect before this returns, unless the engine is
+        being turned right now: then at the end of that turn.
+
+        Arguments:
+            event: a method of the scheduler that takes the time as its last argument.
+            arguments: those before the time.
+        """
+        self._inbox.append((event, arguments))
+        if threading.get_ident() != self._owner:
+            self._wake()
+        elif not self._turning:
+            self._settle_down()
+
+    def turn(self, timeout: float = 0.0) -> None:
+        """Serve all descriptors that are ready, then do what follows from it.
+
+        Arguments:
+            timeout: seconds to wait for one to become ready.
+        """
+        if self._turning or self._closed:
+            return
+        self._owner = threading.get_ident()
+        self._turning = True
+        try:
+            for key, mask in self._selector.select(timeout):
+                key.data(mask)
+            for live in tuple(self._polled):
+                self._guarded(self._on_exit, live, 0)
+            # After the pipes: a reply that came in time is not late because we are.
+            self._actions.extend(self.scheduler.tick(self._clock()))
+        finally:
+            self._turning = False
+        self._settle_down()
+
+    def turn_at_deadline(self) -> None:
+        """Turn, and announce the next deadline anew even if it is still the same."""
+        self._announced = None
+        self.turn()
+
+    @property
+    def turning(self) -> bool:
+        """Whether the engine is being turned: if asked on its own thread, by whom we interrupt."""
+        return self._turning
+
+    def wake(self) -> None:
+        """Make a `turn` that waits return, from any thread."""
+        self._wake()
+
+    def wait_time(self, longest: float) -> float:
+        """Return for how many seconds `turn` may wait: at most `longest`."""
+        deadline = self._deadline()
+        return longest if deadline is None else min(max(deadline - self._clock(), 0.0), longest)
+
+    @property
+    def processes(self) -> list[int]:
+        """The pids of all children."""
+        return [live.process.pid for live in list(self._live.values())]
+
+    def kill_all(self) -> None:
+        """Kill every child and forget it, whatever state it is in. No callback is made.
+
+        Safe in a signal handler: it relies on nothing that a turn may have left half done.
+        """
+        self.scheduler.stopping = True
+        for live in list(self._live.values()):
+            live.process.kill(signal.SIGKILL)
+        for number, live in list(self._live.items()):
+            self._unregister(live)
+            live.process.wait()
+            live.process.close()
+            self._live.pop(number, None)
+        if self._guardian is not None:
+            guardian, self._guardian = self._guardian, None
+            self._watch_guardian()
+            guardian.close()
+
+    def close(self) -> None:
+        """Give back all resources, once no child is left."""
+        self.kill_all()
+        self._closed = True
+        self._selector.close()
+        os.close(self._wake_reader)
+        with self._wake_lock:
+            if self._wake_writer is not None:
+                os.close(self._wake_writer)
+            self._wake_writer = None
+
+    # -- the turn
+
+    def _settle_down(self) -> None:
+        """Do what follows from what is known, until nothing does."""
+        while not self._turning:
+            self._turning = True
+            try:
+                self._run_to_rest()
+            finally:
+                self._turning = False
+            # A signal handler that saw the turn go on has left its event to it.
+            if not self._inbox:
+                break
+        self._announce()
+
+    def _run_to_rest(self) -> None:
+        inbox, actions, callbacks = self._inbox, self._actions, self._callbacks
+        while True:
+            while inbox:
+                event, arguments = inbox.popleft()
+                actions.extend(event(*arguments, self._clock()))
+            actions.extend(self.scheduler.dispatch(self._clock()))
+            if actions:
+                while actions:
+                    self._do(actions.popleft())
+            elif callbacks:
+                self._call_back(callbacks.popleft())
+            else:
+                return
+
+    def _do(self, action: Action) -> None:
+        try:
+            self._perform[type(action)](action)
+        except SpawnError:
+            raise
+        except Exception as exc:
+            child: Child | None = getattr(action, "child", None)
+            logger.exception("%s failed", type(action).__name__)
+            if child is not None:
+                reason = f"{type(action).__name__} failed: {exc!r}"
+                self._actions.extend(self.scheduler.faulted(child, reason, self._clock()))
+
+    def _call_back(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception:
+            logger.exception("A callback of Celery's failed; the pool goes on")
+
+    def _announce(self) -> None:
+        deadline = self._deadline()
+        if deadline is not None and deadline != self._announced:
+            self._announced = deadline
+            self.on_deadline(deadline)
+
+    def _deadline(self) -> float | None:
+        deadline = self.scheduler.next_deadline
+        if self._polled:
+            soon = self._clock() + POLL_INTERVAL
+            return soon if deadline is None else min(soon, deadline)
+        return deadline
+
+    def _wake(self) -> None:
+        with self._wake_lock:
+            # One wake-up is enough for all that is in the inbox. None: the engine is closed, and
+            # this a tracer that was slower than the worker's end.
+            if self._wake_pending or self._wake_writer is None:
+                return
+            self._wake_pending = True
+            os.write(self._wake_writer, b"\0")
+
+    def _on_wake(self, mask: int) -> None:
+        # Before the inbox is looked at: what is posted from now on wakes again.
+        with self._wake_lock:
+            self._wake_pending = False
+            os.read(self._wake_reader, 1)
+
+    # -- actions
+
+    def _spawn(self, action: records.Spawn) -> None:
+        child = action.child
+        settings = child.group.settings
+        try:
+            process = ChildProcess(
+                settings.command, self._environment(child), settings.cwd, settings.stderr
+            )
+        except SpawnError as exc:
+            if self._starting:
+                raise
+            self._actions.extend(self.scheduler.spawn_failed(child, str(exc), self._clock()))
+            return
+        live = LiveChild(child, process)
+        try:
+            self._watch(live)
+        except OSError as exc:
+            # Out of descriptors, or of the selector's memory: not out of control.
+            process.kill(signal.SIGKILL)
+            process.wait()
+            self._unregister(live)
+            process.close()
+            self._actions.extend(self.scheduler.spawn_failed(child, str(exc), self._clock()))
+            return
+        self._live[child.number] = live
+        self._actions.extend(self.scheduler.spawned(child, process.pid, self._clock()))
+
+    def _watch(self, live: LiveChild) -> None:
+        process = live.process
+        assert self._guardian is not None
+        self._guardian.watch(process.pid)
+        for descriptor, serve in (
+            (process.stdout, self._on_stdout),
+            (process.stderr, self._on_stderr),
+            (process.pidfd, self._on_exit),
+        ):
+            if descriptor is not None:
+                self._selector.register(descriptor, _READ, partial(self._guarded, serve, live))
+        if process.pidfd is None:
+            self._polled.add(live)
+
+    def _watch_guardian(self) -> None:
+        """Be told when the guardian ends, which it should not, where the system can tell."""
+        if self._guardian_fd is not None:
+            self._selector.unregister(self._guardian_fd)
+            os.close(self._guardian_fd)
+        self._guardian_fd = None if self._guardian is None else pidfd(self._guardian.pid)
+        if self._guardian_fd is not None:
+            self._selector.register(self._guardian_fd, _READ, self._on_guardian_exit)
+
+    def _on_guardian_exit(self, mask: int) -> None:
+        if self._guardian is not None:
+            self._guardian.check()
+        self._watch_guardian()
+
+    def _environment(self, child: Child) -> dict[str, str]:
+        assert self._guardian is not None
+        settings = child.group.settings
+        base = self._environ
+        if settings.clean_env:
+            base = {"PATH": base.get("PATH", os.defpath)}
+        return {**base, **settings.env, MARK: self._guardian.mark}
+
+    def _accept(self, action: records.Accept) -> None:
+        self._callbacks.append(
+            partial(self._listener.accepted, action.job, action.child, action.now)
+        )
+
+    def _write(self, action: records.Write) -> None:
+        live = self._live.get(action.child.number)
+        request = action.job.request
+        if live is None or request is None:
+            return
+        process, now = live.process, self._clock()
+        # What stands in the pipe already can't be the answer to what was not asked yet.
+        early = b"" if process.stdout is None else process.read(process.stdout)
+        if early:
+            reason = f"it wrote {quote(early)}, which nobody had asked for"
+            self._actions.extend(self.scheduler.unsolicited(action.child, reason, now))
+        elif early == b"":
+            self._actions.extend(
+                self.scheduler.unwritten(action.child, "it closed its stdout", now)
+            )
+        elif not process.write(request):
+            self._actions.extend(self.scheduler.unwritten(action.child, "it closed its stdin", now))
+        elif process.unwritten and not live.writing:
+            assert process.stdin is not None
+            live.writing = True
+            self._selector.register(
+                process.stdin, _WRITE, partial(self._guarded, self._on_stdin, live)
+            )
+
+    def _settle(self, action: records.Settle) -> None:
+        live = None if action.child is None else self._live.get(action.child.number)
+        facts = None
+        if live is not None and not isinstance(action.outcome, records.Answered):
+            facts = live.facts()
+        self._callbacks.append(partial(self._listener.settled, action.job, action.outcome, facts))
+
+    def _finished(self, action: records.Finished) -> None:
+        self._callbacks.append(partial(self._listener.finished, action.job))
+
+    def _soft_timeout(self, action: records.SoftTimeout) -> None:
+        live = self._live.get(action.child.number)
+        signum = action.signum
+        if signum is not None and live is not None:
+            live.process.signal(signum)
+        self._callbacks.append(
+            partial(self._listener.soft_timed_out, action.job, signum is not None)
+        )
+
+    def _probe(self, action: records.Probe) -> None:
+        live = self._live.get(action.child.number)
+        if live is not None:
+            unread = live.process.unread_bytes()
+            self._actions.extend(self.scheduler.probed(live.child, unread, self._clock()))
+
+    def _kill(self, action: records.Kill) -> None:
+        live = self._live.get(action.child.number)
+        if live is not None:
+            live.process.kill(action.signum)
+
+    def _close_stdin(self, action: records.CloseStdin) -> None:
+        live = self._live.get(action.child.number)
+        if live is not None:
+            self._stop_writing(live)
+            live.process.close_stdin()
+
+    def _report(self, action: records.Report) -> None:
+        child, job = action.child, action.job
+        live = self._live.get(child.number)
+        tail = " | ".join(live.facts().stderr) if live is not None else ""
+        logger.warning(
+            "Child %s#%d (pid %s) is replaced: %s%s%s%s",
+            child.group.name,
+            child.slot.number,
+            child.pid,
+            action.reason,
+            f"; its job was {job.task_name}[{job.task_id}]" if job is not None else "",
+            f"; the next one starts in {action.delay:.1f} s" if action.delay else "",
+            f"; its last stderr lines: {tail}" if tail else "",
+        )
+
+    # -- descriptors
+
+    def _guarded(self, serve: Callable[[LiveChild], None], live: LiveChild, mask: int) -> None:
+        """Serve one descriptor. A failure costs its child: the descriptor stays ready, and the
+        engine would spin on it."""
+        if live.gone:
+            return
+        try:
+            serve(live)
+        except Exception as exc:
+            logger.exception("Serving the child with pid %s failed", live.process.pid)
+            self._unregister(live)
+            self._polled.add(live)
+            self._actions.extend(
+                self.scheduler.faulted(live.child, f"serving it failed: {exc!r}", self._clock())
+            )
+
+    def _on_stdin(self, live: LiveChild) -> None:
+        live.process.write_more()
+        if not live.process.unwritten:
+            self._stop_writing(live)
+
+    def _on_stdout(self, live: LiveChild) -> None:
+        if live.process.stdout is None:
+            return
+        data = live.process.read(live.process.stdout)
+        if data:
+            self._feed(live, data)
+        elif data == b"":
+            self._selector.unregister(live.process.stdout)
+            live.process.stdout = None
+            if not self._reaped(live):
+                self._actions.extend(self.scheduler.stdout_closed(live.child, self._clock()))
+
+    def _feed(self, live: LiveChild, data: bytes) -> None:
+        now = self._clock()
+        try:
+            for reply in live.replies(data):
+                self._actions.extend(self.scheduler.replied(live.child, reply, now))
+        except ProtocolFault as exc:
+            self._actions.extend(self.scheduler.faulted(live.child, str(exc), now))
+
+    def _on_stderr(self, live: LiveChild) -> None:
+        if not live.read_stderr() and live.process.stderr is not None:
+            self._selector.unregister(live.process.stderr)
+            live.process.stderr = None
+
+    def _on_exit(self, live: LiveChild) -> None:
+        self._reaped(live)
+
+    def _reaped(self, live: LiveChild) -> bool:
+        """If the child has ended, hear it out, and let the scheduler know."""
+        status = live.process.reap()
+        if live.gone or status is None:
+            return live.gone
+        if live.process.stdout is not None:
+            for data in live.process.read_rest(live.process.stdout):
+                self._feed(live, data)
+        live.end_stderr()
+        unread = 0 if live.process.has_reader() else live.process.unread_bytes()
+        live.gone = True
+        self._unregister(live)
+        self._actions.extend(self.scheduler.exited(live.child, status, unread, self._clock()))
+        return True
+
+    def _forget(self, action: records.Forget) -> None:
+        live = self._live.pop(action.child.number, None)
+        if live is not None:
+            live.process.close()
+            if self._guardian is not None:
+                self._guardian.forget(live.process.pid)
+
+    def _stop_writing(self, live: LiveChild) -> None:
+        if live.writing and live.process.stdin is not None:
+            self._selector.unregister(live.process.stdin)
+        live.writing = False
+
+    def _unregister(self, live: LiveChild) -> None:
+        self._stop_writing(live)
+        self._polled.discard(live)
+        for descriptor in (live.process.stdout, live.process.stderr, live.process.pidfd):
+            if descriptor is not None and descriptor in self._selector.get_map():
+                self._selector.unregister(descriptor)

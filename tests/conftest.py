@@ -1,0 +1,153 @@
+"""What all tests share: real workers, real children, and the check that none is left."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from celery_subproc_pool.guardian import MARK
+
+CHILDREN = Path(__file__).parent / "children"
+
+#: An environment variable that marks all processes that this test run starts, to tell them from
+#: those of other runs on the machine.
+RUN = "CSP_TEST_RUN"
+os.environ[RUN] = uuid.uuid4().hex
+
+#: Seconds that anything may take on a machine that is slow and busy.
+DEADLINE = 30.0
+
+
+def python_child(name: str) -> list[str]:
+    """Return the argv of a Python child of ours, booting as fast as Python can."""
+    return [sys.executable, "-I", "-S", str(CHILDREN / f"{name}.py")]
+
+
+def sh_child(script: str) -> list[str]:
+    """Return the argv of a child that is a shell script."""
+    return ["sh", "-c", script]
+
+
+def echoing(reply: str) -> list[str]:
+    """Return the argv of a child that answers every request with `reply`."""
+    return sh_child(f"while IFS= read -r line; do printf '%s\\n' '{reply}'; done")
+
+
+def wait_for(condition: Callable[[], Any], what: str, deadline: float = DEADLINE) -> Any:
+    """Return the first true value of `condition`; fail after `deadline` seconds without one."""
+    end = time.monotonic() + deadline
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            pytest.fail(f"waited {deadline:.0f} s in vain for {what}")
+        # A poll with a deadline, not a guess how long something takes.
+        time.sleep(0.01)
+
+
+def _ours() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
+    """Yield the running processes that descend from this test run, with their environments."""
+    for process in psutil.process_iter():
+        try:
+            environ = process.environ()
+            if environ.get(RUN) == os.environ[RUN] and process.status() != psutil.STATUS_ZOMBIE:
+                yield process, environ
+        except (psutil.Error, OSError):
+            continue
+
+
+def pool_processes() -> list[psutil.Process]:
+    """Return every process that descends from some worker's pool, guardians aside."""
+    return [process for process, environ in _ours() if MARK in environ]
+
+
+def guardians() -> list[psutil.Process]:
+    """Return every guardian that runs."""
+    found = []
+    for process, _ in _ours():
+        with suppress(psutil.Error):
+            if any(part.endswith("guardian.py") for part in process.cmdline()):
+                found.append(process)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test, no child of a pool that the test started is alive."""
+    before = {process.pid for process in pool_processes()}
+    yield
+    if "session_worker" in request.fixturenames:
+        return
+    wait_for(
+        lambda: not [process for process in pool_processes() if process.pid not in before],
+        "the children of this test's pools to be gone",
+    )
+
+
+@pytest.fixture(scope="session")
+def celery_config() -> dict[str, Any]:
+    """Return the configuration of the embedded session worker."""
+    return {
+        "broker_url": "memory://",
+        "broker_transport_options": {"polling_interval": 0.01},
+        "result_backend": "cache+memory://",
+        "worker_hijack_root_logger": False,
+        "accept_content": ["json", "pickle"],
+        "subproc_pool": {
+            "children": {
+                "obeys": {"argv": python_child("obeys"), "tasks": ["do.*", "do.it"], "size": 2},
+                "single": {"argv": python_child("obeys"), "tasks": ["one.it"], "size": 1},
+                "capped": {
+                    "argv": python_child("obeys"),
+                    "tasks": ["capped.it"],
+                    "size": 1,
+                    "throttle_max_retries": 2,
+                },
+            }
+        },
+    }
+
+
+@pytest.fixture(scope="session")
+def celery_worker_pool() -> str:
+    """Return the pool under test, by the name that users write."""
+    return "celery_subproc_pool:Pool"
+
+
+@pytest.fixture(scope="session")
+def celery_worker_parameters() -> dict[str, Any]:
+    """Return the parameters of the embedded session worker."""
+    return {"concurrency": 4, "loglevel": "INFO", "shutdown_timeout": DEADLINE}
+
+
+@pytest.fixture(scope="session")
+def celery_enable_logging() -> bool:
+    """Leave the records to pytest."""
+    return True
+
+
+@pytest.fixture(scope="session")
+def embedded_app(celery_session_app: Any) -> Any:
+    """Return the session's app, its tasks defined before its worker starts."""
+    from celery.contrib.testing import tasks as _ping  # noqa: F401
+
+    from . import embedded_tasks
+
+    embedded_tasks.define(celery_session_app)
+    return celery_session_app
+
+
+@pytest.fixture(scope="session")
+def session_worker(embedded_app: Any, celery_session_worker: Any) -> Any:
+    """Return a worker in a thread of this process: memory broker, engine in a thread."""
+    return celery_session_worker

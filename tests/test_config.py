@@ -1,0 +1,433 @@
+"""The settings: what is taken, what is refused, and the one line that says why."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from celery_subproc_pool.config import ChildSettings, PoolSettings, load
+from celery_subproc_pool.errors import ConfigError
+
+ARGV = {"argv": ["cat"]}
+VARIABLE = "CELERY_SUBPROC_POOL"
+FROM_VARIABLE = f"subproc_pool (from the environment variable {VARIABLE})"
+KNOWN = (
+    "argv, tasks, env, clean_env, cwd, size, timeout, stop_timeout, stderr, max_message_bytes,"
+    " throttle_max_retries, soft_timeout_signal"
+)
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    """An environment in which the only programs are `cat` and `ls`."""
+    for name in ("cat", "ls"):
+        program = tmp_path / name
+        program.touch()
+        program.chmod(0o755)
+    return {"PATH": str(tmp_path)}
+
+
+def only(settings: PoolSettings) -> ChildSettings:
+    (child,) = settings.children.values()
+    return child
+
+
+# -- what is taken
+
+
+@pytest.mark.parametrize("setting", [None, {}, {"children": {}}])
+def test_no_settings_are_no_children(setting: Any, environ: dict[str, str]) -> None:
+    assert load(setting, environ).children == {}
+
+
+def test_the_short_form_is_one_group(environ: dict[str, str]) -> None:
+    settings = load({"argv": ["cat", "-u"], "size": 2}, environ)
+    assert list(settings.children) == ["default"]
+    assert only(settings).command == ("cat", "-u")
+    assert only(settings).size == 2
+
+
+def test_the_long_form_keeps_names_and_order(environ: dict[str, str]) -> None:
+    settings = load({"children": {"rails": ARGV, "go-2": {"argv": "ls"}, "ä_1": ARGV}}, environ)
+    assert list(settings.children) == ["rails", "go-2", "ä_1"]
+    assert settings.children["go-2"].command == ("ls",)
+
+
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        (["cat"], ("cat",)),
+        (["cat", "a b", ""], ("cat", "a b", "")),
+        (("cat", "-u"), ("cat", "-u")),
+        ("cat", ("cat",)),
+        ("cat -u 'a b' \"c d\" e\\ f", ("cat", "-u", "a b", "c d", "e f")),
+        ("cat $HOME > x", ("cat", "$HOME", ">", "x")),
+    ],
+)
+def test_argv_is_a_list_or_a_string_that_no_shell_sees(
+    argv: Any, command: tuple[str, ...], environ: dict[str, str]
+) -> None:
+    assert only(load({"argv": argv}, environ)).command == command
+
+
+def test_the_defaults(environ: dict[str, str]) -> None:
+    child = only(load(ARGV, environ))
+    assert child == ChildSettings(
+        argv=("cat",),
+        tasks=("*",),
+        env={},
+        clean_env=False,
+        cwd=None,
+        size=None,
+        timeout=600.0,
+        stop_timeout=10.0,
+        stderr="log",
+        max_message_bytes=64 * 1024 * 1024,
+        throttle_max_retries=None,
+        soft_timeout_signal=None,
+    )
+
+
+def test_every_setting_can_be_set(environ: dict[str, str], tmp_path: Path) -> None:
+    setting: dict[str, Any] = {
+        "argv": ["cat"],
+        "tasks": ("a.b", "c.*"),
+        "env": {"LANG": "C"},
+        "clean_env": True,
+        "cwd": str(tmp_path),
+        "size": 3,
+        "timeout": 5,
+        "stop_timeout": 0.5,
+        "stderr": "inherit",
+        "max_message_bytes": 1024,
+        "throttle_max_retries": 0,
+        "soft_timeout_signal": "SIGUSR1",
+    }
+    child = only(load(setting, environ))
+    assert child == ChildSettings(**{**setting, "argv": ("cat",)})
+
+
+def test_other_mappings_than_dicts_are_taken(environ: dict[str, str]) -> None:
+    frozen = MappingProxyType(ARGV)
+    assert only(load(frozen, environ)).command == ("cat",)
+    settings = load(MappingProxyType({"children": MappingProxyType({"a": frozen})}), environ)
+    assert list(settings.children) == ["a"]
+
+
+def test_settings_are_frozen(environ: dict[str, str]) -> None:
+    settings = load(ARGV, environ)
+    with pytest.raises(AttributeError):
+        settings.children = {}  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        only(settings).timeout = 1.0  # type: ignore[misc]
+
+
+def test_a_program_is_found_by_path(environ: dict[str, str], tmp_path: Path) -> None:
+    assert only(load({"argv": [str(tmp_path / "cat")]}, {})).command == (str(tmp_path / "cat"),)
+    assert load({"argv": "./cat", "cwd": str(tmp_path)}, {})
+    assert load({"argv": "cat", "env": {"PATH": str(tmp_path)}}, {"PATH": "/nowhere"})
+
+
+# -- the environment variable
+
+
+def test_the_environment_variable_wins(environ: dict[str, str]) -> None:
+    environ[VARIABLE] = '{"children":{"b":{"argv":"ls"}}}'
+    settings = load({"children": {"a": ARGV}}, environ)
+    assert list(settings.children) == ["b"]
+    assert only(settings).command == ("ls",)
+
+
+def test_the_environment_variable_wins_over_a_bad_setting(environ: dict[str, str]) -> None:
+    environ[VARIABLE] = "null"
+    assert load({"argv": 5}, environ).children == {}
+
+
+def test_an_empty_environment_variable_says_nothing(environ: dict[str, str]) -> None:
+    environ[VARIABLE] = ""
+    assert only(load(ARGV, environ)).command == ("cat",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{x", ": expected JSON: "),
+        ("[1]", ": expected a mapping, got [1]"),
+        ('{"argv":["ls"],"size":0}', ".size: expected `int` >= 1, in 0"),
+        ('{"children":{"a":{"argv":5}}}', ".children.a.argv: expected"),
+        ("[" * 100_000, ": expected JSON: "),
+        ('"\udcff"', ": expected JSON: "),
+    ],
+    ids=["no JSON", "an array", "a bad value", "a bad group", "deep nesting", "not UTF-8"],
+)
+def test_a_bad_environment_variable_is_named(
+    text: str, message: str, environ: dict[str, str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(ARGV, {**environ, VARIABLE: text})
+    assert str(caught.value).startswith(FROM_VARIABLE + message)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+# -- tasks and groups
+
+
+@pytest.mark.parametrize(
+    ("tasks", "name", "taken"),
+    [
+        (["*"], "billing.charge", True),
+        (["billing.charge"], "billing.charge", True),
+        (["billing.charge"], "billing.charge2", False),
+        (["billing.*"], "billing.charge", True),
+        (["billing.*"], "Billing.charge", False),
+        (["billing.*"], "shipping.send", False),
+        (["a.?"], "a.b", True),
+        (["a.[bc]"], "a.c", True),
+        (["a", "b"], "b", True),
+        ([], "a", False),
+        (["*"], "celery.chord_unlock", False),
+        (["*.chord_unlock"], "celery.chord_unlock", False),
+        (["celery.*"], "celery.chord_unlock", True),
+        (["celery.chord_unlock"], "celery.chord_unlock", True),
+        (["celery.map"], "celery.chord_unlock", False),
+        (["*"], "celery_app.tasks.add", True),
+    ],
+)
+def test_which_tasks_a_group_takes(tasks: list[str], name: str, taken: bool) -> None:
+    assert ChildSettings(argv=("cat",), tasks=tuple(tasks)).takes(name) is taken
+
+
+def test_exact_tasks_are_those_without_wildcards() -> None:
+    child = ChildSettings(argv=("cat",), tasks=("a.b", "c.*", "d.?", "e.[fg]", "h"))
+    assert child.exact_tasks() == ("a.b", "h")
+
+
+def test_the_first_group_that_takes_a_task_gets_it() -> None:
+    settings = PoolSettings(
+        children={
+            "one": ChildSettings(argv=("cat",), tasks=("a.special",)),
+            "two": ChildSettings(argv=("cat",), tasks=("a.*",)),
+            "three": ChildSettings(argv=("cat",), tasks=("a.special", "b.*")),
+        }
+    )
+    assert settings.group_for("a.special") == "one"
+    assert settings.group_for("a.other") == "two"
+    assert settings.group_for("b.x") == "three"
+    assert settings.group_for("c.x") is None
+
+
+# -- what is refused
+
+#: Settings, and the message about them without the path's first word. `{PATH}` is the PATH.
+REFUSED: dict[str, tuple[Any, str]] = {
+    "a list": ([], ": expected a mapping, got []"),
+    "a string": ("cat", ": expected a mapping, got 'cat'"),
+    "an unknown name": (
+        {"child": {}},
+        ".child: no such setting; expected 'children', or 'argv' and its companions for one kind"
+        " of child",
+    ),
+    "an unknown name beside children": (
+        {"children": {}, "size": 1},
+        ".size: no such setting; expected 'children', or 'argv' and its companions for one kind"
+        " of child",
+    ),
+    "children beside argv": (
+        {"argv": ["cat"], "children": {}},
+        f".children: no such setting; the settings are {KNOWN}",
+    ),
+    "children of None": (
+        {"children": None},
+        ".children: expected a mapping from a name to the settings of a kind of child, got None",
+    ),
+    "a list of children": (
+        {"children": [ARGV]},
+        ".children: expected a mapping from a name to the settings of a kind of child,"
+        " got [{'argv': ['cat']}]",
+    ),
+    "a name with a blank": (
+        {"children": {"a b": ARGV}},
+        ".children: expected names of letters, digits, '_' and '-', got 'a b'",
+    ),
+    "a name with a newline": (
+        {"children": {"a\n": ARGV}},
+        ".children: expected names of letters, digits, '_' and '-', got 'a\\n'",
+    ),
+    "an empty name": (
+        {"children": {"": ARGV}},
+        ".children: expected names of letters, digits, '_' and '-', got ''",
+    ),
+    "a name that is a number": (
+        {"children": {5: ARGV}},
+        ".children: expected names of letters, digits, '_' and '-', got 5",
+    ),
+    "a child of None": (
+        {"children": {"a": None}},
+        ".children.a: expected `object`, got `null`",
+    ),
+    "a child that is a list": (
+        {"children": {"a": ["cat"]}},
+        ".children.a: expected `object`, got `array`",
+    ),
+    "a child without argv": (
+        {"children": {"a": {}}},
+        ".children.a: object missing required field `argv`",
+    ),
+    "a misspelt setting": (
+        {"children": {"a": {"argv": ["cat"], "timout": 5}}},
+        f".children.a.timout: no such setting; the settings are {KNOWN}",
+    ),
+    "argv of None": ({"argv": None}, ".argv: expected `str | array`, got `null`, in None"),
+    "argv is a number": ({"argv": 5}, ".argv: expected `str | array`, got `int`, in 5"),
+    "argv holds a number": (
+        {"children": {"a": {"argv": ["cat", 5]}}},
+        ".children.a.argv[1]: expected `str`, got `int`, in 5",
+    ),
+    "argv is empty": ({"argv": []}, ".argv: expected a program and its arguments, got ()"),
+    "argv is blank": ({"argv": " "}, ".argv: expected a program and its arguments, got ' '"),
+    "an empty program": (
+        {"argv": ["", "x"]},
+        ".argv: expected a program and its arguments, got ('', 'x')",
+    ),
+    "an open quotation": (
+        {"argv": "cat 'x"},
+        ".argv: can't be split: No closing quotation, in \"cat 'x\"",
+    ),
+    "argv with a NUL": (
+        {"argv": ["cat", "a\0b"]},
+        ".argv: expected text without NUL bytes, got ('cat', 'a\\x00b')",
+    ),
+    "no such program": (
+        {"argv": "nonesuch -x"},
+        ".argv: the program 'nonesuch' was not found on the PATH '{PATH}'",
+    ),
+    "no such program on a PATH of its own": (
+        {"argv": "cat", "env": {"PATH": "/nowhere"}},
+        ".argv: the program 'cat' was not found on the PATH '/nowhere'",
+    ),
+    "no program at that path": (
+        {"argv": "/nowhere/cat"},
+        ".argv: the program '/nowhere/cat' was not found",
+    ),
+    "no such directory": (
+        {"argv": ["cat"], "cwd": "/nowhere"},
+        ".cwd: expected a directory, got '/nowhere'",
+    ),
+    "a directory of five": (
+        {"argv": ["cat"], "cwd": 5},
+        ".cwd: expected `str | null`, got `int`, in 5",
+    ),
+    "tasks as a string": (
+        {"argv": ["cat"], "tasks": "a.b"},
+        ".tasks: expected `array`, got `str`, in 'a.b'",
+    ),
+    "an empty task name": (
+        {"argv": ["cat"], "tasks": ["a", ""]},
+        ".tasks[1]: expected `str` of length >= 1, in ''",
+    ),
+    "env is a list": (
+        {"argv": ["cat"], "env": []},
+        ".env: expected `object`, got `array`, in []",
+    ),
+    "env holds a number": (
+        {"argv": ["cat"], "env": {"A": 1}},
+        ".env[...]: expected `str`, got `int`, in {'A': 1}",
+    ),
+    "clean_env is a number": (
+        {"argv": ["cat"], "clean_env": 1},
+        ".clean_env: expected `bool`, got `int`, in 1",
+    ),
+    "size 0": ({"argv": ["cat"], "size": 0}, ".size: expected `int` >= 1, in 0"),
+    "size True": (
+        {"argv": ["cat"], "size": True},
+        ".size: expected `int | null`, got `bool`, in True",
+    ),
+    "size is a string": (
+        {"argv": ["cat"], "size": "2"},
+        ".size: expected `int | null`, got `str`, in '2'",
+    ),
+    "timeout 0": ({"argv": ["cat"], "timeout": 0}, ".timeout: expected `float` > 0.0, in 0"),
+    "timeout None": (
+        {"argv": ["cat"], "timeout": None},
+        ".timeout: expected `float`, got `null`, in None",
+    ),
+    "timeout nan": (
+        {"argv": ["cat"], "timeout": float("nan")},
+        ".timeout: expected `float` > 0.0, in nan",
+    ),
+    "a negative stop_timeout": (
+        {"argv": ["cat"], "stop_timeout": -1.5},
+        ".stop_timeout: expected `float` > 0.0, in -1.5",
+    ),
+    "stderr to nowhere known": (
+        {"argv": ["cat"], "stderr": "file"},
+        ".stderr: expected one of log, inherit, null, got 'file'",
+    ),
+    "lines too short to be of use": (
+        {"argv": ["cat"], "max_message_bytes": 1023},
+        ".max_message_bytes: expected `int` >= 1024, in 1023",
+    ),
+    "a negative throttle_max_retries": (
+        {"argv": ["cat"], "throttle_max_retries": -1},
+        ".throttle_max_retries: expected `int` >= 0, in -1",
+    ),
+    "no such signal": (
+        {"argv": ["cat"], "soft_timeout_signal": "USR1"},
+        ".soft_timeout_signal: expected a signal's name such as 'SIGUSR1', got 'USR1'",
+    ),
+    "a signal's number": (
+        {"argv": ["cat"], "soft_timeout_signal": 10},
+        ".soft_timeout_signal: expected `str | null`, got `int`, in 10",
+    ),
+}
+
+
+@pytest.mark.parametrize(("setting", "message"), REFUSED.values(), ids=REFUSED)
+def test_a_bad_setting_is_refused_in_one_line(
+    setting: Any, message: str, environ: dict[str, str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(setting, environ)
+    assert str(caught.value) == "subproc_pool" + message.replace("{PATH}", environ["PATH"])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"argv": ["cat"], 5: 1},
+        {"argv": ["cat"], "env": {5: "x"}},
+        {"argv": ["cat"], "a\nb": 1},
+        {"child\nren": {}},
+    ],
+    ids=["a key that is a number", "such a key in env", "a newline in a key", "in a root key"],
+)
+def test_a_bad_key_is_refused_in_one_line_with_its_path(
+    setting: Any, environ: dict[str, str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(setting, environ)
+    assert str(caught.value).startswith(("subproc_pool:", "subproc_pool."))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_directory_that_cannot_be_entered_is_refused(
+    environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whether a directory may be entered: to root, every one.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ConfigError) as caught:
+        load({"argv": ["cat"], "cwd": str(tmp_path)}, environ)
+    assert str(caught.value) == (
+        f"subproc_pool.cwd: the directory {str(tmp_path)!r} can't be read and entered"
+    )
+
+
+@pytest.mark.parametrize("env", [{"": "x"}, {"A=B": "x"}, {"A": "x\0y"}, {"A\0": "x"}])
+def test_an_environment_that_no_process_can_have_is_refused(env: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=r"^subproc_pool\.env: expected names without '='"):
+        load({"argv": ["sh"], "env": env})

@@ -1,0 +1,106 @@
+"""An import points only to the left: the table of CONTRIBUTING.md, kept."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import celery_subproc_pool
+
+PACKAGE = Path(celery_subproc_pool.__file__).parent
+
+#: What each module may import of ours, and of other packages beside the standard library.
+LAYERS: dict[str, tuple[set[str], set[str]]] = {
+    "errors": (set(), set()),
+    "guardian": (set(), set()),
+    "serve": (set(), set()),
+    "tracing": (set(), set()),
+    "protocol": ({"errors"}, {"msgspec"}),
+    "stderr": ({"protocol"}, set()),
+    "config": ({"errors"}, {"msgspec"}),
+    "records": ({"config", "protocol"}, {"msgspec"}),
+    "scheduler": ({"errors", "protocol", "records"}, set()),
+    "child": ({"errors"}, set()),
+    "live": ({"child", "errors", "protocol", "records", "stderr"}, {"msgspec"}),
+    "supervisor": (
+        {"child", "errors", "guardian", "live", "protocol", "records", "scheduler"},
+        set(),
+    ),
+    "outcome": ({"errors", "live", "protocol", "records"}, {"billiard", "celery"}),
+    "tasks": ({"config", "errors", "outcome", "protocol"}, {"celery"}),
+    "jobs": ({"errors", "outcome", "protocol", "records", "tasks"}, {"billiard"}),
+    "compat": ({"jobs", "outcome"}, {"billiard", "celery", "kombu"}),
+    "drivers": ({"compat", "supervisor"}, {"celery"}),
+    "pool": (
+        {
+            "compat",
+            "config",
+            "drivers",
+            "errors",
+            "jobs",
+            "live",
+            "outcome",
+            "records",
+            "scheduler",
+            "supervisor",
+            "tasks",
+            "tracing",
+        },
+        {"billiard", "celery", "click"},
+    ),
+    "cli": ({"config", "errors"}, {"celery", "click"}),
+}
+
+#: Modules that decide: no clock, no process, no thread may come near them.
+PURE = ("errors", "protocol", "config", "records", "scheduler", "stderr")
+IMPURE = {"asyncio", "multiprocessing", "select", "selectors", "subprocess", "threading", "time"}
+
+
+def imports(module: str) -> tuple[set[str], set[str]]:
+    """Return what `module` imports: the names of modules of ours, and of top-level packages."""
+    ours: set[str] = set()
+    others: set[str] = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            others |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            others.add(node.module.split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            ours |= {node.module} if node.module else {alias.name for alias in node.names}
+    return ours, others - {"__future__"}
+
+
+def test_every_module_has_its_layer() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} == set(LAYERS)
+
+
+@pytest.mark.parametrize("module", LAYERS)
+def test_imports_point_to_the_left(module: str) -> None:
+    may_ours, may_others = LAYERS[module]
+    ours, others = imports(module)
+    assert ours <= may_ours
+    assert others - set(sys.stdlib_module_names) <= may_others
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_modules_know_no_clock_process_or_thread(module: str) -> None:
+    _, others = imports(module)
+    assert not others & IMPURE
+
+
+def test_the_table_has_no_circle() -> None:
+    order = list(LAYERS)
+    for module, (ours, _) in LAYERS.items():
+        assert all(order.index(lower) < order.index(module) for lower in ours), module
+
+
+def test_the_package_imports_nothing_heavy_until_asked() -> None:
+    code = "import sys, celery_subproc_pool; print(*{'celery', 'msgspec'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == ""

@@ -1,0 +1,1215 @@
+"""The scheduler's decisions, event by event. The clock is a number, and no process is started."""
+
+from __future__ import annotations
+
+import signal
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from celery_subproc_pool.config import ChildSettings
+from celery_subproc_pool.errors import TransitionError
+from celery_subproc_pool.protocol import Ok
+from celery_subproc_pool.records import (
+    TRANSITIONS,
+    Accept,
+    Action,
+    Answered,
+    Child,
+    ChildState,
+    CloseStdin,
+    Dropped,
+    Faulted,
+    Finished,
+    Forget,
+    Group,
+    Job,
+    JobState,
+    Kill,
+    Lost,
+    Probe,
+    Report,
+    Settle,
+    Slot,
+    SoftTimeout,
+    Spawn,
+    Terminated,
+    TimedOut,
+    Write,
+    describe_exit,
+)
+from celery_subproc_pool.scheduler import BACKOFF_LAST, EOF_GRACE, Scheduler
+
+STOP_TIMEOUT = 10.0
+
+
+def kind(size: int | None = 1, **settings: Any) -> ChildSettings:
+    """Settings of a group; with a size of None it grows and shrinks."""
+    return ChildSettings(argv=("true",), size=size, stop_timeout=STOP_TIMEOUT, **settings)
+
+
+class World:
+    """A pretend world around a scheduler: a clock, and processes that start when asked to."""
+
+    def __init__(
+        self,
+        limit: int = 10,
+        random: Callable[[], float] = lambda: 1.0,
+        boot_slowly: bool = False,
+        **kinds: ChildSettings,
+    ) -> None:
+        self.now = 0.0
+        self.last_pid = 100
+        self.spawns_fail = False
+        self.children_boot_slowly = boot_slowly
+        self.scheduler = Scheduler(
+            {
+                name: Group(name, settings, limit if settings.size is None else settings.size)
+                for name, settings in kinds.items()
+            },
+            limit,
+            random,
+        )
+        self.perform(self.scheduler.start(self.now))
+
+    def perform(self, actions: list[Action]) -> list[Action]:
+        """Answer each `Spawn`. Returns all actions, with those that followed."""
+        todo, done = deque(actions), []
+        while todo:
+            action = todo.popleft()
+            done.append(action)
+            if isinstance(action, Spawn):
+                todo.extend(self._spawn(action.child))
+        return done
+
+    def _spawn(self, child: Child) -> list[Action]:
+        if self.spawns_fail:
+            return self.scheduler.spawn_failed(child, "no such program", self.now)
+        self.last_pid += 1
+        child.has_read = not self.children_boot_slowly
+        return self.scheduler.spawned(child, self.last_pid, self.now)
+
+    def note(self, event: Callable[..., list[Action]], *arguments: Any) -> list[Action]:
+        """One event, and what is done about it at once."""
+        return self.perform(event(*arguments, self.now))
+
+    def turn(self) -> list[Action]:
+        """The end of a turn."""
+        due = self.perform(self.scheduler.tick(self.now))
+        return due + self.perform(self.scheduler.dispatch(self.now))
+
+    def tell(self, event: Callable[..., list[Action]], *arguments: Any) -> list[Action]:
+        """One event that is alone in its turn."""
+        return self.note(event, *arguments) + self.turn()
+
+    def at(self, now: float) -> list[Action]:
+        """Let the clock be `now`, and look what is due."""
+        self.now = now
+        return self.turn()
+
+    def submit(self, task_id: str = "x", group: str | None = "a", **limits: float) -> Job:
+        job = Job(task_id, f"task.{task_id}", group, **limits)
+        self.tell(self.scheduler.submit, job)
+        return job
+
+    def send(self, task_id: str = "x", group: str = "a", **limits: float) -> tuple[Job, Child]:
+        """A job whose request is written to a child."""
+        job = self.submit(task_id, group, **limits)
+        child = child_of(job)
+        assert self.tell(self.scheduler.provide, job, b"request") == [Write(child, job)]
+        return job, child
+
+    def idle(self) -> bool:
+        return self.scheduler.idle
+
+    def children(self, group: str = "a") -> list[Child]:
+        return list(self.scheduler.groups[group].children.values())
+
+    def slots(self, group: str = "a") -> list[Slot]:
+        return self.scheduler.groups[group].slots
+
+
+def child_of(job: Job) -> Child:
+    assert job.child is not None
+    return job.child
+
+
+def kills(actions: list[Action]) -> list[int]:
+    return [action.signum for action in actions if isinstance(action, Kill)]
+
+
+def ends(actions: list[Action]) -> list[Action]:
+    return [action for action in actions if isinstance(action, (Settle, Finished))]
+
+
+def reports(actions: list[Action]) -> list[Report]:
+    return [action for action in actions if isinstance(action, Report)]
+
+
+def new_child(actions: list[Action]) -> Child:
+    (spawn,) = (action for action in actions if isinstance(action, Spawn))
+    return spawn.child
+
+
+# -- states
+
+
+@pytest.mark.parametrize("target", ChildState)
+@pytest.mark.parametrize("source", ChildState)
+def test_a_child_moves_as_the_table_says_and_no_other_way(
+    source: ChildState, target: ChildState
+) -> None:
+    world = World(a=kind())
+    child = Child(world.scheduler.groups["a"], world.slots()[0], 1)
+    child.state = source
+    if target in TRANSITIONS[source]:
+        world.scheduler._move(child, target)
+        assert child.state == target
+    else:
+        with pytest.raises(TransitionError, match=f"can't become {target.value}"):
+            world.scheduler._move(child, target)
+        assert child.state is source
+
+
+def test_every_state_is_in_the_table() -> None:
+    assert set(TRANSITIONS) == set(ChildState)
+    assert TRANSITIONS[ChildState.GONE] == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (0, "exitcode 0"),
+        (3, "exitcode 3"),
+        (-9, "signal 9 (SIGKILL)"),
+        (-11, "signal 11 (SIGSEGV)"),
+        (-99, "signal 99"),
+    ],
+)
+def test_an_exit_status_in_words(status: int, text: str) -> None:
+    assert describe_exit(status) == text
+
+
+def test_jobs_and_children_tell_who_they_are() -> None:
+    world = World(a=kind())
+    job = world.submit()
+    assert repr(job) == "<Job task.x[x] reserved>"
+    assert repr(job.child) == "<Child a#0 pid 101 busy>"
+
+
+# -- a job's normal life
+
+
+def test_start_fills_every_slot() -> None:
+    scheduler = Scheduler(
+        {"a": Group("a", kind(2), 2), "b": Group("b", kind(1), 1)}, 10, lambda: 1.0
+    )
+    children = [action.child for action in scheduler.start(0.0) if isinstance(action, Spawn)]
+    assert [(child.group.name, child.slot.number) for child in children] == [
+        ("a", 0),
+        ("a", 1),
+        ("b", 0),
+    ]
+    assert [child.number for child in children] == [1, 2, 3]
+    assert scheduler.spawned(children[0], 17, 0.0) == []
+    assert (children[0].state, children[0].pid) == (ChildState.IDLE, 17)
+
+
+def test_a_job_from_arrival_to_end() -> None:
+    world = World(a=kind())
+    scheduler = world.scheduler
+    (child,) = world.children()
+    job = Job("x", "task.x", "a")
+    assert world.idle()
+
+    assert world.note(scheduler.submit, job) == []
+    assert not world.idle()
+    world.now = 3.0
+    assert world.turn() == [Accept(job, child, 3.0)]
+    assert (job.state, child.state, scheduler.open_jobs) == (JobState.RESERVED, ChildState.BUSY, 1)
+
+    assert world.tell(scheduler.provide, job, b"request") == [Write(child, job)]
+    assert (job.state, job.request) == (JobState.SENT, b"request")
+
+    reply = Ok(id="x", result=1)
+    assert world.tell(scheduler.replied, child, reply) == [Settle(job, Answered(reply), child)]
+    assert (job.state, child.state, child.jobs_done) == (JobState.ANSWERED, ChildState.IDLE, 1)
+    assert scheduler.open_jobs == 1
+    assert not world.idle()
+
+    assert world.tell(scheduler.finish, job) == [Finished(job)]
+    assert (job.state, scheduler.open_jobs) == (JobState.CLOSED, 0)
+    assert world.idle()
+
+
+def test_a_child_takes_the_next_job_while_the_last_one_is_stored() -> None:
+    world = World(a=kind())
+    first, child = world.send("x")
+    second = world.submit("y")
+    assert world.tell(world.scheduler.replied, child, Ok(id="x"))[-1] == Accept(second, child, 0.0)
+    assert world.tell(world.scheduler.finish, first) == [Finished(first)]
+    assert second.child is child
+
+
+def test_a_reply_without_an_id_is_trusted() -> None:
+    world = World(a=kind())
+    job, child = world.send()
+    assert ends(world.tell(world.scheduler.replied, child, Ok())) == [
+        Settle(job, Answered(Ok()), child)
+    ]
+
+
+def test_the_warmest_child_serves_next() -> None:
+    world = World(a=kind(3))
+    first, second, third = world.children()
+    one, two = world.send("x"), world.send("y")
+    assert (one[1], two[1]) == (first, second)
+    world.tell(world.scheduler.replied, first, Ok())
+    world.tell(world.scheduler.replied, second, Ok())
+    # Who has served last first, who has never served last: it may still be booting.
+    assert [child_of(world.submit(name)) for name in "abc"] == [second, first, third]
+    assert one[0].child is None
+
+
+def test_a_replacement_serves_after_those_that_have_served() -> None:
+    world = World(a=kind(2))
+    (_, first), (_, second) = world.send("x"), world.send("y")
+    world.tell(world.scheduler.replied, second, Ok())
+    world.tell(world.scheduler.replied, first, Ok())
+    world.tell(world.scheduler.exited, second, 1, 0)
+    assert child_of(world.submit("z")) is first
+
+
+def test_a_tracer_that_never_needs_the_child_gives_it_back() -> None:
+    world = World(a=kind())
+    job = world.submit()
+    child = child_of(job)
+    assert world.tell(world.scheduler.finish, job) == [Finished(job)]
+    assert (child.state, child.job, child.jobs_done) == (ChildState.IDLE, None, 0)
+    assert child_of(world.submit("y")) is child
+
+
+def test_jobs_for_the_worker_itself_need_no_child() -> None:
+    world = World(limit=2)
+    job = Job("x", "celery.backend_cleanup", None, timeout=1.0)
+    assert world.tell(world.scheduler.submit, job) == [Accept(job, None, 0.0)]
+    assert world.tell(world.scheduler.provide, job, b"unused") == []
+    assert world.at(100.0) == []
+    assert world.tell(world.scheduler.finish, job) == [Finished(job)]
+    assert world.scheduler.open_jobs == 0
+
+
+# -- order and limit
+
+
+def test_jobs_are_accepted_in_order_of_arrival_across_groups() -> None:
+    world = World(limit=10, a=kind(2), b=kind(2))
+    jobs = [
+        Job(str(number), "t", group) for number, group in enumerate(["b", None, "a", "b", None])
+    ]
+    for job in jobs:
+        world.note(world.scheduler.submit, job)
+    accepted = [action.job for action in world.turn() if isinstance(action, Accept)]
+    assert accepted == jobs
+
+
+def test_a_group_without_idle_children_does_not_hold_up_the_others() -> None:
+    world = World(a=kind(1), b=kind(1))
+    world.send("x", "a")
+    waiting, served, local = (
+        world.submit("y", "a"),
+        world.submit("z", "b"),
+        world.submit("l", None),
+    )
+    assert [job.state for job in (waiting, served, local)] == [
+        JobState.QUEUED,
+        JobState.RESERVED,
+        JobState.RESERVED,
+    ]
+
+
+def test_the_limit_is_over_all_groups_together() -> None:
+    world = World(limit=2, a=kind(2), b=kind(2))
+    first, child = world.send("1", "a")
+    world.send("2", "b")
+    third, local = world.submit("3", "b"), world.submit("4", None)
+    assert [job.accepted for job in (third, local)] == [False, False]
+
+    # A reply frees the child; the job is open until its tracer is through.
+    assert ends(world.tell(world.scheduler.replied, child, Ok())) == [
+        Settle(first, Answered(Ok()), child)
+    ]
+    assert [job.accepted for job in (third, local)] == [False, False]
+    world.tell(world.scheduler.finish, first)
+    assert [job.accepted for job in (third, local)] == [True, False]
+    assert world.scheduler.open_jobs == 2
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_the_oldest_of_the_jobs_that_lost_their_children_is_served_first(
+    order: tuple[int, int, int],
+) -> None:
+    world = World(a=kind(3))
+    jobs = [world.submit(str(number)) for number in range(3)]
+    for number in order:
+        world.note(world.scheduler.exited, child_of(jobs[number]), 1, 0)
+    assert list(world.scheduler.groups["a"].waiting) == jobs
+
+
+# -- what a child does wrong
+
+
+def test_a_wrong_id_costs_the_job_and_the_child() -> None:
+    world = World(a=kind())
+    job, child = world.send("x")
+    actions = world.tell(world.scheduler.replied, child, Ok(id="other"))
+    reason = "the reply's id is 'other', the request's 'x'"
+    assert actions == [
+        Settle(job, Faulted(reason), child),
+        Kill(child, signal.SIGKILL),
+        Report(child, reason, job, 0.1),
+    ]
+    assert (job.state, child.state) == (JobState.ANSWERED, ChildState.STOPPING)
+    assert world.tell(world.scheduler.finish, job) == [Finished(job)]
+    assert world.tell(world.scheduler.exited, child, -9, 0) == [Forget(child)]
+    assert world.children() == []
+    assert world.at(0.1) == [Spawn(world.children()[0])]
+
+
+def test_garbage_costs_the_job_and_the_child() -> None:
+    world = World(a=kind())
+    job, child = world.send()
+    actions = world.tell(world.scheduler.faulted, child, "not JSON")
+    assert ends(actions) == [Settle(job, Faulted("not JSON"), child)]
+    assert kills(actions) == [signal.SIGKILL]
+
+
+def test_garbage_from_an_idle_child_costs_the_child_alone() -> None:
+    world = World(a=kind(2))
+    child = world.children()[1]
+    actions = world.tell(world.scheduler.faulted, child, "not JSON")
+    assert actions == [Kill(child, signal.SIGKILL), Report(child, "not JSON", None, 0.1)]
+    assert child_of(world.submit()) is world.children()[0]
+
+
+def test_a_reply_that_nobody_asked_for_costs_the_child_before_it_gets_a_job() -> None:
+    world = World(a=kind(2))
+    child = world.children()[1]
+    job = Job("x", "t", "a")
+    world.note(world.scheduler.submit, job)
+    actions = world.note(world.scheduler.replied, child, Ok(id="x"))
+    assert kills(actions) == [signal.SIGKILL]
+    assert reports(actions)[0].reason.startswith("a reply that nobody asked for: Ok(")
+    assert world.turn() == [Accept(job, world.children()[0], 0.0)]
+
+
+def test_an_unasked_reply_is_quoted_at_bounded_length() -> None:
+    world = World(a=kind())
+    (child,) = world.children()
+    actions = world.tell(world.scheduler.replied, child, Ok(result="x" * 10_000))
+    assert len(reports(actions)[0].reason) == 500
+
+
+def test_two_replies_in_one_read_replace_the_child_before_it_gets_another_job() -> None:
+    world = World(a=kind())
+    job, child = world.send("x")
+    waiting = world.submit("y")
+    assert world.note(world.scheduler.replied, child, Ok(id="x")) == [
+        Settle(job, Answered(Ok(id="x")), child)
+    ]
+    actions = world.note(world.scheduler.replied, child, Ok(id="x"))
+    assert kills(actions) == [signal.SIGKILL]
+    assert ends(actions) == []
+    # The child has done a job: its successor starts at once.
+    (accepted,) = world.turn()
+    assert accepted == Accept(waiting, new_child(actions), 0.0)
+    assert job.state is JobState.ANSWERED
+
+
+def test_a_reply_before_the_request_costs_the_child_and_spares_the_job() -> None:
+    world = World(a=kind(2))
+    job = world.submit()
+    first = child_of(job)
+    actions = world.tell(world.scheduler.replied, first, Ok(id="x"))
+    assert ends(actions) == []
+    assert not any(isinstance(action, Accept) for action in actions)
+    assert child_of(job) is not first
+    assert first.job is None
+
+
+def test_what_a_child_says_while_it_is_stopped_is_not_heard() -> None:
+    world = World(a=kind())
+    (child,) = world.children()
+    world.tell(world.scheduler.faulted, child, "first")
+    assert world.tell(world.scheduler.replied, child, Ok()) == []
+    assert world.tell(world.scheduler.faulted, child, "second") == []
+    assert world.tell(world.scheduler.stdout_closed, child) == []
+    assert world.tell(world.scheduler.unwritten, child, "third") == []
+    assert child.reason == "first"
+
+
+def test_a_child_that_is_gone_is_not_replaced_again() -> None:
+    world = World(a=kind())
+    (child,) = world.children()
+    world.tell(world.scheduler.exited, child, 0, 0)
+    assert world.tell(world.scheduler.faulted, child, "Report failed") == []
+
+
+# -- exits
+
+
+def test_an_exit_loses_the_job() -> None:
+    world = World(a=kind())
+    job, child = world.send()
+    actions = world.tell(world.scheduler.exited, child, -11, 0)
+    reason = "it exited: signal 11 (SIGSEGV)"
+    assert actions == [
+        Settle(job, Lost(-11, ""), child),
+        Report(child, reason, job, 0.1),
+        Forget(child),
+    ]
+    assert (job.state, child.state) == (JobState.CLOSED, ChildState.GONE)
+    assert world.scheduler.open_jobs == 0
+    assert world.tell(world.scheduler.finish, job) == []
+
+
+@pytest.mark.parametrize("closed_before", [False, True])
+@pytest.mark.parametrize(("unread", "spared"), [(0, False), (6, False), (7, True), (8, True)])
+def test_an_exit_spares_the_job_whose_request_was_not_read(
+    unread: int, spared: bool, closed_before: bool
+) -> None:
+    world = World(a=kind(2))
+    job, first = world.send()
+    assert job.request == b"request"
+    if closed_before:
+        world.tell(world.scheduler.stdout_closed, first)
+    actions = world.tell(world.scheduler.exited, first, 1, unread)
+    if spared:
+        assert ends(actions) == []
+        assert actions[-1] == Write(world.children()[0], job)
+        assert job.child is world.children()[0]
+    else:
+        assert [type(end.outcome) for end in ends(actions) if isinstance(end, Settle)] == [Lost]
+    assert world.scheduler.open_jobs == int(spared)
+
+
+def test_an_unread_request_is_lost_all_the_same_once_the_worker_stops() -> None:
+    world = World(a=kind(2))
+    job, child = world.send()
+    world.tell(world.scheduler.stop)
+    actions = world.tell(world.scheduler.exited, child, -9, len(b"request"))
+    assert ends(actions) == [Settle(job, Lost(-9, "the worker stops"), child)]
+
+
+def test_unread_bytes_of_a_job_that_is_answered_do_not_bring_it_back() -> None:
+    world = World(a=kind())
+    job, child = world.send()
+    world.tell(world.scheduler.replied, child, Ok())
+    assert ends(world.tell(world.scheduler.exited, child, 0, 7)) == []
+    assert world.tell(world.scheduler.finish, job) == [Finished(job)]
+
+
+def test_an_idle_child_that_exits_is_replaced() -> None:
+    world = World(a=kind())
+    (child,) = world.children()
+    assert world.tell(world.scheduler.exited, child, 0, 0) == [
+        Report(child, "it exited: exitcode 0", None, 0.1),
+        Forget(child),
+    ]
+
+
+def test_a_job_that_is_only_reserved_goes_to_another_child_and_is_accepted_once() -> None:
+    world = World(a=kind(2))
+    job = world.submit()
+    first = child_of(job)
+    actions = world.tell(world.scheduler.exited, first, 1, 0)
+    assert ends(actions) == []
+    assert not any(isinstance(action, Accept) for action in actions)
+    second = child_of(job)
+    assert second is not first
+    assert world.scheduler.open_jobs == 1
+    assert world.tell(world.scheduler.provide, job, b"request") == [Write(second, job)]
+
+
+def test_a_request_that_comes_while_its_job_waits_again_is_written_to_the_next_child() -> None:
+    world = World(a=kind(1))
+    job = world.submit()
+    world.tell(world.scheduler.exited, child_of(job), 1, 0)
+    assert job.state is JobState.QUEUED
+    assert not world.idle()
+    assert world.tell(world.scheduler.provide, job, b"request") == []
+    actions = world.at(0.1)
+    assert actions == [Spawn(child_of(job)), Write(child_of(job), job)]
+
+
+def test_a_tracer_that_ends_while_its_job_waits_again() -> None:
+    world = World(a=kind(1))
+    job = world.submit()
+    world.tell(world.scheduler.exited, child_of(job), 1, 0)
+    assert world.scheduler.open_jobs == 0
+    assert world.tell(world.scheduler.finish, job) == [Finished(job)]
+    assert world.scheduler.open_jobs == 0
+    assert world.idle()
+    assert len(world.at(0.1)) == 1
+
+
+def test_eof_then_exit_loses_the_job_with_the_status() -> None:
+    world = World(a=kind())
+    job, child = world.send()
+    actions = world.tell(world.scheduler.stdout_closed, child)
+    assert actions == [Report(child, "it closed its stdout", job, 0.1)]
+    world.now = 0.05
+    actions = world.tell(world.scheduler.exited, child, 3, 0)
+    assert ends(actions) == [Settle(job, Lost(3, "it closed its stdout"), child)]
+    assert actions[-1] == Forget(child)
+    assert kills(world.at(1000.0)) == []
+
+
+def test_eof_without_exit_is_killed_after_a_grace() -> None:
+    world = World(a=kind())
+    job, child = world.send()
+    world.tell(world.scheduler.stdout_closed, child)
+    assert kills(world.at(EOF_GRACE - 0.01)) == []
+    assert world.at(EOF_GRACE) == [Kill(child, signal.SIGKILL)]
+    assert kills(world.at(1000.0)) == []
+    actions = world.tell(world.scheduler.exited, child, -9, 0)
+    assert ends(actions) == [Settle(job, Lost(-9, "it closed its stdout"), child)]
+
+
+def test_eof_of_an_idle_child_is_escalated_slowly() -> None:
+    world = World(a=kind())
+    (child,) = world.children()
+    assert kills(world.tell(world.scheduler.stdout_closed, child)) == []
+    assert kills(world.at(STOP_TIMEOUT - 0.01)) == []
+    assert kills(world.at(STOP_TIMEOUT)) == [signal.SIGTERM]
+    assert kills(world.at(2 * STOP_TIMEOUT)) == [signal.SIGKILL]
+
+
+@pytest.mark.parametrize("event", ["unwritten", "unsolicited"])
+def test_a_request_of_which_no_byte_was_written_goes_to_another_child(event: str) -> None:
+    world = World(a=kind(2))
+    job, first = world.send()
+    actions = world.tell(getattr(world.scheduler, event), first, "why")
+    assert ends(actions) == []
+    assert reports(actions) == [Report(first, "why", job, 0.1)]
+    second = child_of(job)
+    assert second is not first
+    assert actions[-1] == Write(second, job)
+    assert kills(actions) == ([signal.SIGKILL] if event == "unsolicited" else [])
+    assert ends(world.tell(world.scheduler.exited, first, 0, 0)) == []
+    assert ends(world.tell(world.scheduler.replied, second, Ok(id="x"))) == [
+        Settle(job, Answered(Ok(id="x")), second)
+    ]
+
+
+@pytest.mark.parametrize("event", ["unwritten", "unsolicited"])
+def test_a_write_that_was_overtaken_by_a_termination_changes_nothing(event: str) -> None:
+    world = World(a=kind())
+    job = world.submit()
+    child = child_of(job)
+    world.note(world.scheduler.provide, job, b"request")
+    actions = world.note(world.scheduler.terminate, job, signal.SIGTERM)
+    assert ends(actions) == [Settle(job, Terminated(signal.SIGTERM), child)]
+    assert ends(world.note(getattr(world.scheduler, event), child, "why")) == []
+    assert job.state is JobState.CLOSED
+    assert child.state is ChildState.STOPPING
+
+
+# -- time limits and termination
+
+
+def test_a_hard_limit_before_the_request_spares_the_child() -> None:
+    world = World(a=kind())
+    job = world.submit(timeout=5.0)
+    child = child_of(job)
+    assert world.at(4.9) == []
+    assert world.at(5.0) == [Settle(job, TimedOut(5.0), child)]
+    assert child.state is ChildState.IDLE
+    assert world.scheduler.open_jobs == 0
+    assert world.tell(world.scheduler.provide, job, b"late") == []
+    assert world.tell(world.scheduler.finish, job) == []
+
+
+def test_a_hard_limit_costs_the_child_that_has_the_request() -> None:
+    world = World(a=kind())
+    job, child = world.send(timeout=5.0)
+    actions = world.at(5.0)
+    assert actions == [
+        Settle(job, TimedOut(5.0), child),
+        Kill(child, signal.SIGKILL),
+        Report(child, "its job took too long", job, 0.0),
+        Spawn(new_child(actions)),
+    ]
+    assert ends(world.tell(world.scheduler.exited, child, -9, 0)) == []
+
+
+def test_a_limit_of_a_job_that_was_answered_is_off() -> None:
+    world = World(a=kind())
+    job, child = world.send(timeout=5.0, soft_timeout=4.0)
+    world.tell(world.scheduler.replied, child, Ok())
+    assert world.at(5.0) == []
+    assert world.tell(world.scheduler.finish, job) == [Finished(job)]
+
+
+def test_a_reply_in_the_turn_of_the_limit_wins() -> None:
+    world = World(a=kind())
+    job, child = world.send(timeout=5.0)
+    world.now = 5.0
+    assert world.tell(world.scheduler.replied, child, Ok()) == [Settle(job, Answered(Ok()), child)]
+
+
+def test_a_reply_after_the_limit_is_not_heard() -> None:
+    world = World(a=kind())
+    job, child = world.send(timeout=5.0)
+    assert ends(world.at(5.0)) == [Settle(job, TimedOut(5.0), child)]
+    assert world.tell(world.scheduler.replied, child, Ok()) == []
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_soft_limit_signals_the_child_if_it_can_be_told(told: bool) -> None:
+    world = World(a=kind(soft_timeout_signal="SIGUSR1" if told else None))
+    job, child = world.send(timeout=5.0, soft_timeout=2.0)
+    signum = signal.SIGUSR1 if told else None
+    assert world.at(1.9) == []
+    assert world.at(2.0) == [SoftTimeout(job, child, signum)]
+    assert world.at(4.9) == []
+    assert ends(world.at(5.0)) == [Settle(job, TimedOut(5.0), child)]
+
+
+def test_a_soft_limit_alone_is_told_once() -> None:
+    world = World(a=kind(soft_timeout_signal="SIGUSR1"))
+    job, child = world.send(soft_timeout=2.0)
+    assert world.at(3.0) == [SoftTimeout(job, child, signal.SIGUSR1)]
+    assert world.at(1000.0) == []
+    assert world.scheduler.next_deadline is None
+
+
+def test_a_soft_limit_before_the_request_signals_nobody() -> None:
+    world = World(a=kind(soft_timeout_signal="SIGUSR1"))
+    job = world.submit(soft_timeout=2.0)
+    assert world.at(2.0) == [SoftTimeout(job, child_of(job), None)]
+
+
+def test_both_limits_at_once_are_the_hard_one() -> None:
+    world = World(a=kind())
+    job, child = world.send(timeout=2.0, soft_timeout=2.0)
+    actions = world.at(3.0)
+    assert actions[0] == Settle(job, TimedOut(2.0), child)
+    assert not any(isinstance(action, SoftTimeout) for action in actions)
+
+
+def test_the_limits_count_from_acceptance() -> None:
+    world = World(a=kind())
+    world.send("x")
+    waiting = world.submit("y", timeout=5.0)
+    assert world.at(100.0) == []
+    world.tell(world.scheduler.replied, world.children()[0], Ok())
+    assert waiting.deadline == 105.0
+
+
+def test_terminating_a_job_that_waits_drops_it_from_the_queue() -> None:
+    world = World(a=kind())
+    world.send("x")
+    job = world.submit("y")
+    assert world.tell(world.scheduler.terminate, job, 15) == [Settle(job, Terminated(15), None)]
+    assert world.scheduler.open_jobs == 1
+    assert not world.scheduler.groups["a"].waiting
+
+
+def test_terminating_a_job_that_waits_again() -> None:
+    world = World(a=kind())
+    job = world.submit()
+    world.tell(world.scheduler.exited, child_of(job), 1, 0)
+    assert world.tell(world.scheduler.terminate, job, 15) == [Settle(job, Terminated(15), None)]
+    assert world.scheduler.open_jobs == 0
+    assert world.tell(world.scheduler.provide, job, b"late") == []
+    assert world.tell(world.scheduler.finish, job) == []
+
+
+def test_terminating_a_job_before_its_request_spares_the_child() -> None:
+    world = World(a=kind())
+    job = world.submit()
+    child = child_of(job)
+    assert world.tell(world.scheduler.terminate, job, 15) == [Settle(job, Terminated(15), child)]
+    assert child.state is ChildState.IDLE
+    assert world.tell(world.scheduler.provide, job, b"late") == []
+    assert world.tell(world.scheduler.finish, job) == []
+
+
+def test_terminating_a_job_signals_and_replaces_the_child_that_has_the_request() -> None:
+    world = World(a=kind())
+    job, child = world.send()
+    actions = world.tell(world.scheduler.terminate, job, signal.SIGTERM)
+    assert actions == [
+        Settle(job, Terminated(signal.SIGTERM), child),
+        Kill(child, signal.SIGTERM),
+        Report(child, "its job was terminated", job, 0.0),
+        Spawn(new_child(actions)),
+    ]
+    assert world.at(STOP_TIMEOUT - 0.1) == []
+    assert world.at(STOP_TIMEOUT) == [Kill(child, signal.SIGKILL)]
+    assert world.tell(world.scheduler.exited, child, -9, 0) == [Forget(child)]
+
+
+def test_terminating_an_answered_or_closed_job_does_nothing() -> None:
+    world = World(a=kind())
+    job, child = world.send()
+    world.tell(world.scheduler.replied, child, Ok())
+    assert world.tell(world.scheduler.terminate, job, 15) == []
+    assert world.tell(world.scheduler.finish, job) == [Finished(job)]
+    assert world.tell(world.scheduler.terminate, job, 15) == []
+
+
+def test_terminating_a_job_of_the_worker_itself_settles_it() -> None:
+    world = World()
+    job = world.submit("x", None)
+    assert world.tell(world.scheduler.terminate, job, 15) == [Settle(job, Terminated(15), None)]
+    assert world.tell(world.scheduler.finish, job) == []
+    assert world.scheduler.open_jobs == 0
+
+
+def test_terminating_a_job_whose_child_closed_its_stdout() -> None:
+    world = World(a=kind())
+    job, child = world.send()
+    world.tell(world.scheduler.stdout_closed, child)
+    actions = world.tell(world.scheduler.terminate, job, signal.SIGTERM)
+    assert ends(actions) == [Settle(job, Terminated(signal.SIGTERM), child)]
+    assert reports(actions) == []
+    assert signal.SIGKILL in kills(actions) + kills(world.at(STOP_TIMEOUT))
+    assert ends(world.tell(world.scheduler.exited, child, -9, 0)) == []
+    assert world.scheduler.open_jobs == 0
+
+
+# -- backoff
+
+
+def failing_delays(world: World, count: int) -> list[float]:
+    delays = []
+    for _ in range(count):
+        (child,) = world.children()
+        (report,) = reports(world.tell(world.scheduler.exited, child, 1, 0))
+        delays.append(report.delay)
+        assert world.children() == []
+        assert world.at(world.now + report.delay * 0.99) == []
+        world.at(world.now + report.delay * 0.02)
+    return delays
+
+
+def test_backoff_doubles_up_to_its_end() -> None:
+    delays = failing_delays(World(a=kind()), 30)
+    assert delays[:5] == [0.1, 0.2, 0.4, 0.8, 1.6]
+    assert delays[9:] == [BACKOFF_LAST] * 21
+
+
+def test_backoff_has_jitter_of_up_to_a_half() -> None:
+    numbers = iter([0.0, 0.5, 1.0])
+    delays = failing_delays(World(a=kind(), random=lambda: next(numbers)), 3)
+    assert delays == pytest.approx([0.05, 0.15, 0.4])
+
+
+def test_backoff_begins_again_after_a_job_that_went_well() -> None:
+    world = World(a=kind())
+    failing_delays(world, 3)
+    job, child = world.send()
+    assert world.slots()[0].failures == 3
+    world.tell(world.scheduler.replied, child, Ok())
+    assert world.slots()[0].failures == 0
+    world.tell(world.scheduler.finish, job)
+    # It did a job: no backoff. The next one did not.
+    assert reports(world.tell(world.scheduler.exited, child, 1, 0))[0].delay == 0.0
+    assert failing_delays(world, 2) == [0.1, 0.2]
+
+
+def test_a_child_that_did_a_job_is_replaced_at_once() -> None:
+    world = World(a=kind())
+    _, child = world.send("x")
+    world.tell(world.scheduler.replied, child, Ok())
+    actions = world.tell(world.scheduler.faulted, child, "garbage")
+    assert actions == [
+        Kill(child, signal.SIGKILL),
+        Report(child, "garbage", None, 0.0),
+        Spawn(new_child(actions)),
+    ]
+    assert new_child(actions).slot is child.slot
+
+
+def test_slots_cool_down_each_for_itself() -> None:
+    world = World(a=kind(2))
+    first, second = world.children()
+    world.tell(world.scheduler.exited, first, 1, 0)
+    world.at(0.05)
+    world.tell(world.scheduler.exited, second, 1, 0)
+    assert new_child(world.at(0.1)).slot is first.slot
+    assert new_child(world.at(0.2)).slot is second.slot
+
+
+def test_a_spawn_that_fails_is_tried_again_later() -> None:
+    world = World(a=kind())
+    (child,) = world.children()
+    world.spawns_fail = True
+    world.tell(world.scheduler.exited, child, 1, 0)
+    actions = world.at(0.1)
+    failed = new_child(actions)
+    assert actions == [Spawn(failed), Report(failed, "no such program", None, 0.2)]
+    assert failed.state is ChildState.GONE
+    assert world.children() == []
+    world.spawns_fail = False
+    assert world.at(0.2) == []
+    assert new_child(world.at(0.31)).state is ChildState.IDLE
+
+
+# -- the end
+
+
+def test_close_and_flush_drop_only_what_was_not_accepted() -> None:
+    world = World(limit=2, a=kind(1), b=kind(1))
+    again = world.submit("again", "a")
+    world.tell(world.scheduler.exited, child_of(again), 1, 0)
+    waiting, other = world.submit("waiting", "a"), world.submit("other", "b")
+    local, late = world.submit("local", None), world.submit("late", None)
+    assert (again.state, waiting.state) == (JobState.QUEUED, JobState.QUEUED)
+    assert [job.accepted for job in (other, local, late)] == [True, True, False]
+
+    assert world.scheduler.flush() == [
+        Settle(late, Dropped(), None),
+        Settle(waiting, Dropped(), None),
+    ]
+    assert late.state is JobState.CLOSED
+    assert list(world.scheduler.groups["a"].waiting) == [again]
+    assert world.scheduler.flush() == []
+
+
+def test_after_a_flush_jobs_are_taken_and_after_a_close_they_are_dropped() -> None:
+    world = World(limit=1, a=kind())
+    job, child = world.send("x")
+    world.scheduler.flush()
+    waiting = world.submit("y")
+    assert waiting.state is JobState.QUEUED
+    assert world.scheduler.close() == [Settle(waiting, Dropped(), None)]
+
+    late = Job("z", "t", "a")
+    assert world.tell(world.scheduler.submit, late) == [Settle(late, Dropped(), None)]
+    assert late.state is JobState.CLOSED
+
+    # What was accepted comes to its end.
+    world.tell(world.scheduler.replied, child, Ok())
+    assert world.tell(world.scheduler.finish, job) == [Finished(job)]
+    assert world.idle()
+
+
+def test_an_idle_child_is_stopped_gently_then_less_gently() -> None:
+    world = World(a=kind())
+    (child,) = world.children()
+    assert world.tell(world.scheduler.stop) == [CloseStdin(child)]
+    assert world.at(STOP_TIMEOUT - 0.1) == []
+    assert world.at(STOP_TIMEOUT) == [Kill(child, signal.SIGTERM)]
+    assert world.at(2 * STOP_TIMEOUT - 0.1) == []
+    assert world.at(2 * STOP_TIMEOUT) == [Kill(child, signal.SIGKILL)]
+    assert world.at(1000.0) == []
+    assert world.tell(world.scheduler.exited, child, -9, 0) == [Forget(child)]
+    assert world.children() == []
+
+
+def test_stop_kills_what_is_busy_and_spawns_nothing() -> None:
+    world = World(a=kind(3))
+    job, busy = world.send()
+    gone, idle = (child for child in world.children() if child is not busy)
+    world.tell(world.scheduler.faulted, gone, "garbage")
+    actions = world.tell(world.scheduler.stop)
+    assert actions == [
+        Kill(busy, signal.SIGKILL),
+        Report(busy, "the worker stops", job, 0.1),
+        CloseStdin(idle),
+    ]
+    assert ends(world.tell(world.scheduler.exited, busy, -9, 0)) == [
+        Settle(job, Lost(-9, "the worker stops"), busy)
+    ]
+    assert world.tell(world.scheduler.exited, idle, 0, 0) == [Forget(idle)]
+    assert world.tell(world.scheduler.exited, gone, -9, 0) == [Forget(gone)]
+    assert world.at(1000.0) == []
+    assert world.tell(world.scheduler.stop) == []
+
+
+def test_a_child_that_was_starting_when_the_worker_stopped_is_stopped_too() -> None:
+    world = World(a=kind())
+    (old,) = world.children()
+    world.tell(world.scheduler.exited, old, 1, 0)
+    world.now = 0.1
+    (spawn,) = world.scheduler.tick(world.now)
+    assert isinstance(spawn, Spawn)
+    world.note(world.scheduler.stop)
+    # The stop came before the process did: only now it has a stdin to close.
+    assert CloseStdin(spawn.child) in world.tell(world.scheduler.spawned, spawn.child, 17)
+    assert spawn.child.state is ChildState.STOPPING
+    assert kills(world.at(0.1 + STOP_TIMEOUT)) == [signal.SIGTERM]
+    assert world.tell(world.scheduler.exited, spawn.child, -15, 0) == [Forget(spawn.child)]
+
+
+def test_a_child_that_could_not_start_when_the_worker_stopped_is_gone() -> None:
+    world = World(a=kind())
+    (old,) = world.children()
+    world.tell(world.scheduler.exited, old, 1, 0)
+    world.now = 0.1
+    (spawn,) = world.scheduler.tick(world.now)
+    assert isinstance(spawn, Spawn)
+    world.note(world.scheduler.stop)
+    world.note(world.scheduler.spawn_failed, spawn.child, "no such program")
+    assert world.children() == []
+    assert world.at(1000.0) == []
+
+
+def test_a_child_that_starts_after_the_order_to_kill_all_is_stopped() -> None:
+    scheduler = Scheduler({"a": Group("a", kind(), 1)}, 1)
+    child = new_child(scheduler.start(0.0))
+    # As `Supervisor.kill_all` does, which may interrupt a turn.
+    scheduler.stopping = True
+    assert scheduler.spawned(child, 17, 0.0) == [CloseStdin(child)]
+
+
+# -- size
+
+
+def test_grow_adds_to_the_limit_and_to_groups_without_a_size() -> None:
+    world = World(limit=2, a=kind(None), b=kind(1))
+    actions = world.tell(world.scheduler.grow, 2)
+    assert world.scheduler.limit == 4
+    assert [slot.number for slot in world.slots("a")] == [0, 1, 2, 3]
+    assert len(world.children("a")) == 4
+    assert len(world.children("b")) == 1
+    assert len(actions) == 2
+
+
+def test_grow_serves_a_job_that_waits_for_the_limit() -> None:
+    world = World(limit=1, a=kind(None))
+    world.send("x")
+    waiting = world.submit("y")
+    actions = world.tell(world.scheduler.grow, 1)
+    assert actions == [Spawn(child_of(waiting)), Accept(waiting, child_of(waiting), 0.0)]
+
+
+def test_shrink_takes_the_last_children_that_are_not_busy() -> None:
+    world = World(limit=3, a=kind(None), b=kind(1))
+    first, second, third = world.children("a")
+    job, busy = world.send()
+    assert busy is first
+    world.scheduler.check_shrink(1)
+    assert world.tell(world.scheduler.shrink, 1) == [CloseStdin(third)]
+    assert world.scheduler.limit == 2
+    assert world.tell(world.scheduler.exited, third, 0, 0) == [Forget(third)]
+    assert world.children("a") == [first, second]
+    assert world.at(1000.0) == []
+    assert job.child is busy
+    assert len(world.children("b")) == 1
+
+
+def test_shrink_takes_a_slot_that_cools_down() -> None:
+    world = World(limit=2, a=kind(None))
+    first, second = world.children()
+    world.tell(world.scheduler.exited, second, 1, 0)
+    world.scheduler.check_shrink(1)
+    assert world.tell(world.scheduler.shrink, 1) == []
+    assert world.at(1000.0) == []
+    assert world.children() == [first]
+
+
+@pytest.mark.parametrize(("count", "refused"), [(1, False), (2, True), (3, True), (4, True)])
+def test_shrink_is_refused_if_too_few_children_would_do(count: int, refused: bool) -> None:
+    world = World(limit=3, a=kind(None))
+    world.send("x")
+    world.send("y")
+    if refused:
+        with pytest.raises(ValueError, match=r"Can't shrink pool\. All processes busy!"):
+            world.scheduler.check_shrink(count)
+    else:
+        world.scheduler.check_shrink(count)
+
+
+def test_shrink_never_takes_the_last_one() -> None:
+    world = World(limit=2, a=kind(None), b=kind(1))
+    with pytest.raises(ValueError, match="Can't shrink pool"):
+        world.scheduler.check_shrink(2)
+
+
+def test_shrink_by_nothing_takes_nothing() -> None:
+    world = World(limit=3, a=kind(None))
+    assert world.tell(world.scheduler.shrink, 0) == []
+    assert world.scheduler.limit == 3
+    assert len(world.slots()) == 3
+
+
+def test_shrink_of_a_child_that_is_still_starting() -> None:
+    world = World(limit=1, a=kind(None))
+    (spawn,) = world.scheduler.grow(1, world.now)
+    assert isinstance(spawn, Spawn)
+    world.note(world.scheduler.shrink, 1)
+    assert CloseStdin(spawn.child) in world.tell(world.scheduler.spawned, spawn.child, 17)
+    assert spawn.child.state is ChildState.STOPPING
+    assert world.tell(world.scheduler.exited, spawn.child, 0, 0) == [Forget(spawn.child)]
+    assert len(world.children()) == 1
+
+
+def test_shrink_of_a_child_that_could_not_start() -> None:
+    world = World(limit=1, a=kind(None))
+    (spawn,) = world.scheduler.grow(1, world.now)
+    assert isinstance(spawn, Spawn)
+    world.note(world.scheduler.shrink, 1)
+    world.note(world.scheduler.spawn_failed, spawn.child, "no such program")
+    assert world.at(1000.0) == []
+    assert len(world.children()) == len(world.slots()) == 1
+
+
+def test_shrink_while_the_worker_stops() -> None:
+    world = World(limit=2, a=kind(None))
+    world.tell(world.scheduler.stop)
+    assert world.tell(world.scheduler.shrink, 1) == []
+    for child in world.children():
+        world.tell(world.scheduler.exited, child, 0, 0)
+    assert world.children() == []
+
+
+def test_grow_while_the_worker_stops_spawns_nothing() -> None:
+    world = World(limit=1, a=kind(None))
+    world.tell(world.scheduler.stop)
+    assert world.tell(world.scheduler.grow, 1) == []
+
+
+# -- deadlines
+
+
+def test_without_anything_due_there_is_no_deadline() -> None:
+    world = World(a=kind())
+    assert world.scheduler.next_deadline is None
+    assert world.at(1000.0) == []
+    world.send()
+    assert world.scheduler.next_deadline is None
+
+
+def test_the_next_deadline_is_a_lower_bound_that_tick_makes_exact() -> None:
+    world = World(a=kind(2))
+    _, first = world.send("x", timeout=5.0)
+    world.send("y", timeout=9.0, soft_timeout=7.0)
+    assert world.scheduler.next_deadline == 5.0
+    world.tell(world.scheduler.replied, first, Ok())
+    # Too early now, which costs one idle tick.
+    assert world.scheduler.next_deadline == 5.0
+    assert world.at(4.9) == []
+    assert world.scheduler.next_deadline == 5.0
+    assert world.at(5.0) == []
+    assert world.scheduler.next_deadline == 7.0
+    world.at(7.0)
+    assert world.scheduler.next_deadline == 9.0
+    world.at(9.0)
+    assert world.scheduler.next_deadline is None
+
+
+def test_the_next_deadline_knows_of_children_and_slots_too() -> None:
+    world = World(a=kind(2), b=kind(1))
+    first, second = world.children("a")
+    world.tell(world.scheduler.exited, first, 1, 0)
+    assert world.scheduler.next_deadline == 0.1
+    world.tell(world.scheduler.stdout_closed, second)
+    world.tell(world.scheduler.stdout_closed, world.children("b")[0])
+    world.at(0.1)
+    assert world.scheduler.next_deadline == STOP_TIMEOUT
+    world.tell(world.scheduler.exited, second, 0, 0)
+    world.at(STOP_TIMEOUT)
+    assert world.scheduler.next_deadline == 2 * STOP_TIMEOUT
+
+
+# -- children that boot slowly
+
+
+def test_the_limit_of_a_first_job_counts_from_when_its_child_reads_it() -> None:
+    world = World(a=kind(), boot_slowly=True)
+    job, child = world.send(timeout=2.0, soft_timeout=1.0)
+    assert world.at(1.0) == [Probe(child)]
+    assert world.tell(world.scheduler.probed, child, 10**6) == []
+    world.at(1.9)
+    world.tell(world.scheduler.probed, child, 10**6)
+    assert world.at(2.0) == [Probe(child)]
+    assert world.tell(world.scheduler.probed, child, 0) == []
+    assert child.has_read
+    assert world.at(2.9) == []
+    assert world.at(3.0) == [SoftTimeout(job, child, None)]
+    assert ends(world.at(4.0)) == [Settle(job, TimedOut(2.0), child)]
+
+
+@pytest.mark.parametrize("limits", [{"timeout": 2.0}, {"timeout": 9.0, "soft_timeout": 2.0}])
+def test_a_child_that_had_read_its_first_job_in_time_gets_no_more(
+    limits: dict[str, float],
+) -> None:
+    world = World(a=kind(), boot_slowly=True)
+    job, child = world.send(**limits)
+    assert world.at(2.0) == [Probe(child)]
+    (action,) = world.tell(world.scheduler.probed, child, 0)[:1]
+    if "soft_timeout" in limits:
+        assert action == SoftTimeout(job, child, None)
+    else:
+        assert action == Settle(job, TimedOut(2.0), child)
+
+
+def test_a_probe_that_comes_too_late_changes_nothing() -> None:
+    world = World(a=kind(), boot_slowly=True)
+    job, child = world.send(timeout=2.0)
+    world.at(2.0)
+    world.tell(world.scheduler.replied, child, Ok())
+    assert world.tell(world.scheduler.probed, child, 0) == []
+    assert job.state is JobState.ANSWERED
+
+
+def test_a_child_that_never_reads_is_replaced_and_its_job_times_out() -> None:
+    world = World(a=kind(), boot_slowly=True)
+    job, child = world.send(timeout=2.0)
+    assert world.at(59.0) == [Probe(child)]
+    assert world.tell(world.scheduler.probed, child, 10**6) == []
+    assert world.at(61.0) == [Probe(child)]
+    assert Kill(child, signal.SIGKILL) in world.tell(world.scheduler.probed, child, 10**6)
+    assert child.reason == "it did not read its first request within 60 s"
+    # It never read the job, which waits for another child; but its limit is over.
+    assert ends(world.tell(world.scheduler.exited, child, -9, 10**6)) == []
+    assert ends(world.at(61.2)) == [Settle(job, TimedOut(2.0), None)]
+
+
+def test_a_child_that_is_first_looked_at_after_a_long_job_has_begun_it() -> None:
+    world = World(a=kind(), boot_slowly=True)
+    job, child = world.send(timeout=600.0)
+    assert world.at(600.0) == [Probe(child)]
+    assert ends(world.tell(world.scheduler.probed, child, 0)) == [
+        Settle(job, TimedOut(600.0), child)
+    ]
+
+
+def test_a_job_that_lost_its_child_keeps_its_limit_while_it_waits() -> None:
+    world = World(a=kind())
+    job = world.submit(timeout=2.0)
+    world.tell(world.scheduler.exited, child_of(job), 1, 0)
+    other = world.submit("y", timeout=2.0)
+    assert job.state is JobState.QUEUED
+    world.spawns_fail = True
+    assert ends(world.at(1.0)) == []
+    assert ends(world.at(2.0)) == [Settle(job, TimedOut(2.0), None)]
+    assert other.state is JobState.QUEUED
+
+
+def test_a_job_whose_children_end_before_they_read_it_is_given_up() -> None:
+    world = World(a=kind())
+    job, child = world.send()
+    for attempt in range(4):
+        assert job.state is not JobState.CLOSED
+        actions = world.tell(world.scheduler.exited, child, 1, 10**6)
+        if attempt < 3:
+            assert ends(actions) == []
+            world.at(world.now + 100)
+            child = child_of(job)
+    reason = "4 children in a row ended before they had read the job"
+    assert ends(actions) == [Settle(job, Lost(None, reason), child)]
+
+
+def test_an_idle_child_that_is_found_closed_is_replaced() -> None:
+    world = World(a=kind())
+    (child,) = world.children()
+    world.tell(world.scheduler.unwritten, child, "it closed its stdin")
+    assert child.state is ChildState.STOPPING
+    assert world.children()[0].reason == "it closed its stdin"
