@@ -141,10 +141,21 @@ class ChildProcess:
         except OSError:
             return b""
 
-    def signal(self, signum: int) -> None:
-        """Send `signum` to the child alone."""
-        # Popen does not signal a process that it has reaped: its pid may be another's.
-        self._popen.send_signal(signum)
+    def member(self, pid: int | None) -> int | None:
+        """Return `pid` if that is a process of the child's group, which it may say of itself; None
+        if it is not (in a container, pids mean something else)."""
+        try:
+            return pid if pid and os.getpgid(pid) == self.pid else None
+        except (OSError, OverflowError):
+            return None
+
+    def signal(self, pid: int, signum: int) -> bool:
+        """Send `signum` to `pid`, a process of the child's group; return whether it is one."""
+        if self._popen.returncode is not None or self.member(pid) is None:
+            return False
+        with suppress(ProcessLookupError):
+            os.kill(pid, signum)
+        return True
 
     def kill(self, signum: int) -> None:
         """Send `signum` to the child's whole group, as long as the child is not reaped."""

@@ -9,13 +9,14 @@ from typing import Any
 
 import celery
 from billiard.exceptions import TimeLimitExceeded
+from celery import Celery, _state
 from celery.utils.log import get_logger
 from kombu.message import Message
 
 from .jobs import PoolJob
 from .outcome import exception_info
 
-__all__ = ("report_hard_timeout", "run_queued_acks")
+__all__ = ("block_joins", "install_fixups", "report_hard_timeout", "run_queued_acks")
 
 logger = get_logger(__name__)
 
@@ -51,3 +52,24 @@ def run_queued_acks(hub: Any) -> None:
             callback()
         else:
             hub.call_soon(callback)
+
+
+def block_joins() -> None:
+    """Let `result.get()` inside of a task raise: it would wait for a slot that it holds.
+
+    Celery has no public name for it; this is what `concurrency.prefork.process_initializer` calls.
+    """
+    _state._set_task_join_will_block(True)
+
+
+def install_fixups(app: Celery) -> None:
+    """Connect what Celery's Django fixup does around each task and at a process' start.
+
+    In a worker, the signal `worker_init` does so, and forked processes inherit it. It is not sent
+    here: users connect to it what is to happen once for a worker. Celery 5.3 to 5.7 keep fixups in
+    `_fixups`, and the part that is for workers in `worker_fixup`.
+    """
+    for fixup in app._fixups or ():
+        worker_fixup = getattr(fixup, "worker_fixup", None)
+        if worker_fixup is not None:
+            worker_fixup.install()

@@ -13,13 +13,22 @@ import shutil
 import signal
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from .errors import ConfigError
 
-__all__ = ("CELERY_PREFIX", "ENVIRONMENT_VARIABLE", "ROOT", "ChildSettings", "PoolSettings", "load")
+__all__ = (
+    "CELERY_PREFIX",
+    "ENVIRONMENT_VARIABLE",
+    "PYTHON",
+    "ROOT",
+    "ChildSettings",
+    "PoolSettings",
+    "PythonSettings",
+    "load",
+)
 
 #: The path that error messages begin with: the setting's name in Celery's configuration.
 ROOT = "subproc_pool"
@@ -34,6 +43,9 @@ CELERY_PREFIX = "celery."
 #: The name of the one group in the short form ``{"argv": [...]}``.
 _ONLY_GROUP = "default"
 
+#: The name of the group of Python children.
+PYTHON = "python"
+
 #: Where a child's stderr can go.
 STDERR_CHOICES = ("log", "inherit", "null")
 
@@ -42,6 +54,8 @@ Positive = Annotated[float, msgspec.Meta(gt=0, le=100 * 365 * 86400.0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 NotNegative = Annotated[int, msgspec.Meta(ge=0)]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
+
+_Settings = TypeVar("_Settings", bound=msgspec.Struct)
 
 
 class ChildSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -59,8 +73,12 @@ class ChildSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     cwd: str | None = None
     #: Number of children; None is the worker's concurrency.
     size: Count | None = None
-    #: Seconds for one job when Celery sets no limit of its own.
-    timeout: Positive = 600.0
+    #: Seconds for one job when Celery sets no limit of its own; None is none.
+    timeout: Positive | None = 600.0
+    #: Whether the child writes a line that says ``ready`` before it gets jobs.
+    handshake: bool = False
+    #: With `handshake`: seconds that the child may take until it is ready.
+    start_timeout: Positive = 60.0
     #: Seconds between closing stdin, SIGTERM and SIGKILL when a child is stopped.
     stop_timeout: Positive = 10.0
     #: Where the child's stderr goes: the worker's log, the worker's stderr, or nowhere.
@@ -75,7 +93,7 @@ class ChildSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     @property
     def command(self) -> tuple[str, ...]:
         """The program and its arguments, split."""
-        return tuple(shlex.split(self.argv)) if isinstance(self.argv, str) else self.argv
+        return _words(self.argv)
 
     def takes(self, task_name: str) -> bool:
         """Return whether a name or pattern of `tasks` matches `task_name`."""
@@ -91,14 +109,62 @@ class ChildSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         return tuple(name for name in self.tasks if not set(name) & set("*?["))
 
 
+class PythonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The Python children, which run the project's ordinary tasks: ``subproc_pool.python``."""
+
+    #: The interpreter, of another virtual environment maybe; None is the worker's.
+    executable: Text | None = None
+    #: A program and its arguments to run each child under: ``["nice", "-n", "10"]``; or one
+    #: string, split as a shell would.
+    wrapper: tuple[str, ...] | str = ()
+    #: Added to the child's environment, which is the worker's.
+    env: dict[str, str] = {}
+    #: Working directory; None is the worker's.
+    cwd: str | None = None
+    #: Number of children; None is the worker's concurrency.
+    size: Count | None = None
+    #: Seconds that a child may take to load the app.
+    start_timeout: Positive = 60.0
+    #: Where the child's stderr goes: the worker's stderr, the worker's log, or nowhere.
+    stderr: str = "inherit"
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """The wrapper, split."""
+        return _words(self.wrapper)
+
+    def as_child(self, argv: tuple[str, ...]) -> ChildSettings:
+        """Return the settings of the group, whose children are started with `argv`.
+
+        Their limits are Celery's alone, as on prefork, and a soft one is told by SIGUSR1
+        (billiard/pool.py: SIG_SOFT_TIMEOUT).
+        """
+        return ChildSettings(
+            argv=argv,
+            env=self.env,
+            cwd=self.cwd,
+            size=self.size,
+            timeout=None,
+            handshake=True,
+            start_timeout=self.start_timeout,
+            stderr=self.stderr,
+            soft_timeout_signal="SIGUSR1",
+        )
+
+
 class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All that stands under ``subproc_pool``: the groups by name, in the order written."""
 
     children: dict[str, ChildSettings] = {}
+    python: PythonSettings = PythonSettings()
 
     def group_for(self, task_name: str) -> str | None:
         """Return the name of the first group that takes `task_name`, or None."""
         return next((name for name, child in self.children.items() if child.takes(task_name)), None)
+
+
+def _words(text: tuple[str, ...] | str) -> tuple[str, ...]:
+    return tuple(shlex.split(text)) if isinstance(text, str) else text
 
 
 def load(setting: Any, environ: Mapping[str, str] = os.environ) -> PoolSettings:
@@ -127,11 +193,11 @@ def load(setting: Any, environ: Mapping[str, str] = os.environ) -> PoolSettings:
         raise ConfigError(f"{source}: expected a mapping, got {setting!r}")
     if "argv" in setting:
         return PoolSettings(children={_ONLY_GROUP: _child(source, setting, environ)})
-    unknown = [key for key in setting if key != "children"]
+    unknown = [key for key in setting if key not in ("children", "python")]
     if unknown:
         raise ConfigError(
-            f"{source}.{_step(unknown[0])}: no such setting; expected 'children', or 'argv' and its"
-            " companions for one kind of child"
+            f"{source}.{_step(unknown[0])}: no such setting; expected 'children' and 'python', or"
+            " 'argv' and its companions for one kind of child"
         )
     groups = setting.get("children", {})
     if not isinstance(groups, Mapping):
@@ -143,7 +209,8 @@ def load(setting: Any, environ: Mapping[str, str] = os.environ) -> PoolSettings:
         children={
             _group_name(source, name): _child(f"{source}.children.{name}", value, environ)
             for name, value in groups.items()
-        }
+        },
+        python=_python(f"{source}.python", setting.get("python", {}), environ),
     )
 
 
@@ -157,26 +224,57 @@ def _group_name(source: str, name: object) -> str:
         raise ConfigError(
             f"{source}.children: expected names of letters, digits, '_' and '-', got {name!r}"
         )
+    if name == PYTHON:
+        raise ConfigError(
+            f"{source}.children.{PYTHON}: this name belongs to the Python children, which have"
+            f" their settings at {source}.{PYTHON}; take another one"
+        )
     return name
 
 
 def _child(path: str, value: Any, environ: Mapping[str, str]) -> ChildSettings:
-    try:
-        child = msgspec.convert(value, ChildSettings, strict=True)
-    except msgspec.ValidationError as exc:
-        raise ConfigError(_explain(path, value, str(exc))) from None
-    _check_environment(path, child)
-    _check_command(path, child, environ)
-    _check_choices(path, child)
+    child = _convert(path, value, ChildSettings)
+    _check_environment(path, child.env)
+    command = _split(f"{path}.argv", child.argv)
+    if not command or not command[0]:
+        raise ConfigError(f"{path}.argv: expected a program and its arguments, got {child.argv!r}")
+    _check_directory(path, child.cwd)
+    _check_program(f"{path}.argv", command[0], child.cwd, child.env, environ)
+    _check_stderr(path, child.stderr)
+    name = child.soft_timeout_signal
+    if name is not None and name not in signal.Signals.__members__:
+        raise ConfigError(
+            f"{path}.soft_timeout_signal: expected a signal's name such as 'SIGUSR1', got {name!r}"
+        )
     return child
 
 
-def _explain(path: str, value: Any, error: str) -> str:
+def _python(path: str, value: Any, environ: Mapping[str, str]) -> PythonSettings:
+    python = _convert(path, value, PythonSettings)
+    _check_environment(path, python.env)
+    _check_directory(path, python.cwd)
+    wrapper = _split(f"{path}.wrapper", python.wrapper)
+    if wrapper:
+        _check_program(f"{path}.wrapper", wrapper[0], python.cwd, python.env, environ)
+    if python.executable is not None:
+        _check_program(f"{path}.executable", python.executable, python.cwd, python.env, environ)
+    _check_stderr(path, python.stderr)
+    return python
+
+
+def _convert(path: str, value: Any, kind: type[_Settings]) -> _Settings:
+    try:
+        return msgspec.convert(value, kind, strict=True)
+    except msgspec.ValidationError as exc:
+        raise ConfigError(_explain(path, value, kind, str(exc))) from None
+
+
+def _explain(path: str, value: Any, kind: type[msgspec.Struct], error: str) -> str:
     """Turn msgspec's "Expected `float`, got `str` - at `$.timeout`" into our own path and value."""
     text, _, where = error.partition(" - at ")
     unknown = re.search(r"unknown field `(.*)`", text, re.DOTALL)
     if unknown:
-        known = ", ".join(ChildSettings.__struct_fields__)
+        known = ", ".join(kind.__struct_fields__)
         return f"{path}.{_step(unknown[1])}: no such setting; the settings are {known}"
     if where.startswith("`key` in"):
         text += " for a name"
@@ -189,42 +287,43 @@ def _explain(path: str, value: Any, error: str) -> str:
     return f"{path}{where}: {text}, in {found!r}" if where else f"{path}: {text}"
 
 
-def _check_command(path: str, child: ChildSettings, environ: Mapping[str, str]) -> None:
+def _split(path: str, words: tuple[str, ...] | str) -> tuple[str, ...]:
     try:
-        command = child.command
+        command = _words(words)
     except ValueError as exc:
-        raise ConfigError(f"{path}.argv: can't be split: {exc}, in {child.argv!r}") from None
-    if not command or not command[0]:
-        raise ConfigError(f"{path}.argv: expected a program and its arguments, got {child.argv!r}")
+        raise ConfigError(f"{path}: can't be split: {exc}, in {words!r}") from None
     if "\0" in "".join(command):
-        raise ConfigError(f"{path}.argv: expected text without NUL bytes, got {child.argv!r}")
-    if child.cwd is not None and not os.path.isdir(child.cwd):
-        raise ConfigError(f"{path}.cwd: expected a directory, got {child.cwd!r}")
-    if child.cwd is not None and not os.access(child.cwd, os.R_OK | os.X_OK):
-        raise ConfigError(f"{path}.cwd: the directory {child.cwd!r} can't be read and entered")
-    program = command[0]
-    where = os.path.join(child.cwd or "", program) if os.sep in program else program
-    search = child.env.get("PATH", environ.get("PATH"))
-    if shutil.which(where, path=search) is None:
+        raise ConfigError(f"{path}: expected text without NUL bytes, got {words!r}")
+    return command
+
+
+def _check_directory(path: str, cwd: str | None) -> None:
+    if cwd is not None and not os.path.isdir(cwd):
+        raise ConfigError(f"{path}.cwd: expected a directory, got {cwd!r}")
+    if cwd is not None and not os.access(cwd, os.R_OK | os.X_OK):
+        raise ConfigError(f"{path}.cwd: the directory {cwd!r} can't be read and entered")
+
+
+def _check_program(
+    path: str, program: str, cwd: str | None, env: Mapping[str, str], environ: Mapping[str, str]
+) -> None:
+    where = os.path.join(cwd or "", program) if os.sep in program else program
+    search = env.get("PATH", environ.get("PATH"))
+    if "\0" in program or shutil.which(where, path=search) is None:
         hint = "" if os.sep in program else f" on the PATH {search!r}"
-        raise ConfigError(f"{path}.argv: the program {program!r} was not found{hint}")
+        raise ConfigError(f"{path}: the program {program!r} was not found{hint}")
 
 
-def _check_environment(path: str, child: ChildSettings) -> None:
-    for name, value in child.env.items():
+def _check_environment(path: str, env: Mapping[str, str]) -> None:
+    for name, value in env.items():
         if not name or "=" in name or "\0" in name + value:
             raise ConfigError(
                 f"{path}.env: expected names without '=', and no NUL, got {name!r}: {value!r}"
             )
 
 
-def _check_choices(path: str, child: ChildSettings) -> None:
-    if child.stderr not in STDERR_CHOICES:
+def _check_stderr(path: str, stderr: str) -> None:
+    if stderr not in STDERR_CHOICES:
         raise ConfigError(
-            f"{path}.stderr: expected one of {', '.join(STDERR_CHOICES)}, got {child.stderr!r}"
-        )
-    name = child.soft_timeout_signal
-    if name is not None and name not in signal.Signals.__members__:
-        raise ConfigError(
-            f"{path}.soft_timeout_signal: expected a signal's name such as 'SIGUSR1', got {name!r}"
+            f"{path}.stderr: expected one of {', '.join(STDERR_CHOICES)}, got {stderr!r}"
         )

@@ -56,6 +56,7 @@ class PoolJob(Job):
         target: Celery's tracer.
         arguments: the tracer's: the task's name, its id, and the rest of the message.
         callbacks: Celery's.
+        traced_here: whether a thread of the worker runs the tracer; otherwise the child does.
     """
 
     __slots__ = (
@@ -77,8 +78,11 @@ class PoolJob(Job):
         target: Callable[..., Any],
         arguments: Sequence[Any],
         callbacks: Callbacks,
+        traced_here: bool,
     ) -> None:
-        super().__init__(task_id=arguments[1], task_name=arguments[0], group=group)
+        super().__init__(
+            task_id=arguments[1], task_name=arguments[0], group=group, traced_here=traced_here
+        )
         self.callbacks = callbacks
         #: The child's pid, once accepted; the worker's own for a job that no child takes.
         self.pid = os.getpid()

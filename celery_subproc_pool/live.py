@@ -13,8 +13,8 @@ import msgspec
 
 from .child import ChildProcess
 from .errors import ProtocolFault
-from .protocol import LineBuffer, Reply, decode_reply
-from .records import Child
+from .protocol import Fatal, LineBuffer, Ready, Reply, decode_greeting, printable
+from .records import Child, ChildState
 from .stderr import StderrLines
 
 __all__ = ("ChildFacts", "LiveChild")
@@ -37,11 +37,13 @@ class LiveChild:
         process: its process.
     """
 
-    __slots__ = ("_lines", "_logger", "_stderr", "child", "gone", "process", "writing")
+    __slots__ = ("_lines", "_logger", "_stderr", "child", "gone", "pid", "process", "writing")
 
     def __init__(self, child: Child, process: ChildProcess) -> None:
         self.child = child
         self.process = process
+        #: Whom to signal: under a wrapper, another than was started. None: out of our sight.
+        self.pid: int | None = process.pid
         #: Whether its stdin is registered with the selector, for the rest of a request.
         self.writing = False
         #: Whether its exit has been seen.
@@ -50,14 +52,22 @@ class LiveChild:
         self._stderr = StderrLines()
         self._logger = logging.getLogger(f"celery_subproc_pool.child.{child.group.name}")
 
-    def replies(self, data: bytes) -> Iterator[Reply]:
-        """Yield the replies that `data`, from its stdout, completes.
+    def messages(self, data: bytes) -> Iterator[Reply | Ready | Fatal]:
+        """Yield what `data`, from its stdout, completes: replies, or what it says of its boot.
 
         Raises:
             ProtocolFault: where one is expected, something else stands.
         """
+        decode = self.child.group.decode
         for line in self._lines.feed(data):
-            yield decode_reply(line)
+            if self.child.state is ChildState.STARTING:
+                greeting = decode_greeting(line)
+                if greeting is None:
+                    self._log([printable(line.decode(errors="replace"))])
+                else:
+                    yield greeting
+            else:
+                yield decode(line)
         if self._lines.overlong is not None:
             raise ProtocolFault(
                 f"a line longer than max_message_bytes ({self._lines.max_bytes}), which begins"

@@ -20,9 +20,10 @@ from celery.exceptions import WorkerShutdown
 from celery.platforms import EX_FAILURE, signals
 from celery.utils.functional import noop
 from celery.utils.log import get_logger
+from celery.utils.nodenames import gethostname
 from celery.worker import state
 
-from . import config, outcome
+from . import config, launch, messages, outcome, protocol
 from .compat import report_hard_timeout
 from .drivers import HubDriver, ThreadDriver
 from .errors import ConfigError, JobAbandoned, SpawnError
@@ -31,12 +32,15 @@ from .live import ChildFacts
 from .records import Answered, Child, Faulted, Group, Lost, Outcome, Terminated, TimedOut
 from .scheduler import Scheduler
 from .supervisor import Supervisor
-from .tasks import bind_tasks, tasks_without_children
+from .tasks import bind_task, bind_tasks, refuse_task, tasks_without_children
 from .tracing import TracingThreads
 
 __all__ = ("Pool",)
 
 logger = get_logger(__name__)
+
+#: Seconds between looks whether the worker is to stop while its children boot.
+BOOT_INTERVAL = 0.5
 
 #: Seconds that a cold shutdown waits for results that are being stored.
 STORE_GRACE = 5.0
@@ -66,6 +70,9 @@ class Pool(BasePool):
             if click.get_current_context(silent=True) is not None:
                 raise click.ClickException(str(exc)) from None
             raise
+        #: The group of each task that has come so far; None for the worker itself.
+        self._routes: dict[str, str | None] = {}
+        self._has_python = self._needs_python_children()
         self._semaphore = self.options.get("semaphore")
         #: Not over yet. This keeps them alive: Celery does not.
         self._jobs: set[PoolJob] = set()
@@ -90,22 +97,59 @@ class Pool(BasePool):
         Raises:
             WorkerShutdown: one can't be spawned; the log says which and why.
         """
-        groups = {
-            name: Group(name, child, self.limit if child.size is None else child.size)
-            for name, child in self._settings.children.items()
-        }
-        supervisor = Supervisor(Scheduler(groups, self.limit, random.random), self)
-        self._warn_of_tasks_without_children()
         try:
-            supervisor.start()
-        except SpawnError as exc:
-            supervisor.close()
+            supervisor = Supervisor(Scheduler(self._groups(), self.limit, random.random), self)
+            try:
+                supervisor.start()
+                self._wait_for_children(supervisor)
+            except BaseException:
+                supervisor.close()
+                raise
+        except (ConfigError, SpawnError) as exc:
             logger.critical("The pool can't start: %s", exc)
             raise WorkerShutdown(EX_FAILURE) from None
         self._supervisor = supervisor
         threaded = self.options.get("threads", True)
         self._driver = ThreadDriver(supervisor) if threaded else HubDriver(supervisor)
         self._driver.start()
+
+    def _needs_python_children(self) -> bool:
+        """Return whether there is, or may come, a task that no external child takes."""
+        return not self._settings.children or bool(tasks_without_children(self.app, self._group_of))
+
+    def _groups(self) -> dict[str, Group]:
+        def size(child: config.ChildSettings) -> int:
+            return self.limit if child.size is None else child.size
+
+        groups = {
+            name: Group(name, child, size(child)) for name, child in self._settings.children.items()
+        }
+        if self._has_python:
+            python = self._settings.python
+            launch.check_executable(python)
+            _, hostname = self.options.get("initargs") or (None, None)
+            child = python.as_child(launch.command(python))
+            boot = launch.boot_line(self.app, python, hostname or gethostname(), self._group_of)
+            groups[config.PYTHON] = Group(
+                config.PYTHON, child, size(child), boot, protocol.decode_traced
+            )
+        return groups
+
+    @staticmethod
+    def _wait_for_children(supervisor: Supervisor) -> None:
+        """Turn the engine until all children with a handshake are ready.
+
+        Raises:
+            SpawnError: of a group, none came up.
+        """
+        scheduler = supervisor.scheduler
+        while scheduler.booting:
+            supervisor.turn(supervisor.wait_time(BOOT_INTERVAL))
+            # Whoever stops the worker need not wait for its children to boot.
+            state.maybe_shutdown()
+        for group in scheduler.groups.values():
+            if not group.came_up:
+                raise SpawnError(f"no child of the group {group.name} came up: {group.failure}")
 
     def did_start_ok(self) -> bool:
         """Return whether every group has a child."""
@@ -210,16 +254,35 @@ class Pool(BasePool):
         supervisor = self._supervisor
         if self._state != self.RUN or supervisor is None:
             return None
-        group = self._group_of.get(args[0])
+        name, task_id = args[0], args[1]
+        group = self._routes[name] if name in self._routes else self._route(name)
         callbacks = Callbacks(accept_callback, callback, error_callback, timeout_callback)
-        job = PoolJob(self, group, target, args, callbacks)
+        job = PoolJob(self, group, target, args, callbacks, traced_here=group != config.PYTHON)
         if group is not None:
-            default = self._settings.children[group].timeout
+            default = supervisor.scheduler.groups[group].settings.timeout
             job.timeout = timeout or self.options.get("timeout") or default
             job.soft_timeout = soft_timeout or self.options.get("soft_timeout")
         self._jobs.add(job)
+        if group == config.PYTHON:
+            try:
+                job.request = messages.encode_task(task_id, args)
+            except Exception as exc:
+                self._conclude(job, error_callback, outcome.exception_info(exc))
+                return job
         supervisor.post(supervisor.scheduler.submit, job)
         return job
+
+    def _route(self, name: str) -> str | None:
+        """Find the group of a task that comes for the first time; None for the worker itself,
+        which runs Celery's own tasks if it has no Python children."""
+        task = self.app.tasks[name]
+        group = bind_task(task, self._settings)
+        if group is None and self._has_python:
+            group = config.PYTHON
+        elif group is None and not name.startswith(config.CELERY_PREFIX):
+            refuse_task(task)
+        self._routes[name] = group
+        return group
 
     def terminate_job(self, pid: int, signal: int | str | None = None) -> None:
         """Do nothing: a pid does not tell which job is meant. Never raises.
@@ -268,7 +331,8 @@ class Pool(BasePool):
         finally:
             self._accepting = None
             self._end_if_asked(job)
-            self._start_tracing(job)
+            if job.traced_here:
+                self._start_tracing(job)
 
     def _end_if_asked(self, job: PoolJob) -> None:
         signum, self._accepting_signal = self._accepting_signal, None
@@ -285,25 +349,26 @@ class Pool(BasePool):
 
     def settled(self, job: PoolJob, result: Outcome, facts: ChildFacts | None) -> None:
         """The time of `job` with a child is over."""
-        if isinstance(result, Answered):
+        if job.traced_here and isinstance(result, Answered):
             job.answer(result.reply)
-        elif isinstance(result, Faulted):
+        elif job.traced_here and isinstance(result, Faulted):
             job.answer(outcome.protocol_fault(result.reason, facts))
         else:
             # The tracing thread, wherever it is, must not report a second end.
             job.answer(JobAbandoned())
-            try:
-                self._report_end(job, result, facts)
-            finally:
-                self._release(job)
+            self._conclude(job, self._report_end, job, result, facts)
+
+    def _conclude(self, job: PoolJob, report: Callable[..., None], *arguments: Any) -> None:
+        """Tell Celery how `job` ended, and let the next one have its place."""
+        try:
+            report(*arguments)
+        finally:
+            self._release(job)
 
     def finished(self, job: PoolJob) -> None:
         """The tracer of `job` brought it to its end: tell Celery."""
         assert job.ending is not None
-        try:
-            job.ending()
-        finally:
-            self._release(job)
+        self._conclude(job, job.ending)
 
     def soft_timed_out(self, job: PoolJob, told: bool) -> None:
         """The soft limit of `job` is over."""
@@ -319,14 +384,21 @@ class Pool(BasePool):
                 job.group,
             )
 
-    @staticmethod
-    def _report_end(job: PoolJob, result: Outcome, facts: ChildFacts | None) -> None:
-        """Tell Celery of an end that its tracer has no part in."""
-        if isinstance(result, TimedOut):
+    def _report_end(self, job: PoolJob, result: Outcome, facts: ChildFacts | None) -> None:
+        """Tell Celery of an end that a tracer here has no part in."""
+        callbacks = job.callbacks
+        if isinstance(result, Answered):
+            assert isinstance(result.reply, protocol.Traced)
+            end = messages.decode_end(self.app, result.reply)
+            (callbacks.error_callback if end.escaped else callbacks.callback)(end.result)
+        elif isinstance(result, TimedOut):
             report_hard_timeout(job, result.seconds)
+        elif isinstance(result, Faulted):
+            error: Exception = outcome.protocol_fault(result.reason, facts)
+            callbacks.error_callback(outcome.exception_info(error))
         elif isinstance(result, (Lost, Terminated)):
             error = outcome.exception(result, facts)
-            job.callbacks.error_callback(outcome.exception_info(error))
+            callbacks.error_callback(outcome.exception_info(error))
 
     def _wait_for_slot(self) -> None:
         with self._slot_freed:
@@ -370,15 +442,6 @@ class Pool(BasePool):
         if self._supervisor is None:
             raise RuntimeError("the pool is not running")
         return self._supervisor
-
-    def _warn_of_tasks_without_children(self) -> None:
-        names = tasks_without_children(self.app, self._group_of)
-        if names:
-            logger.warning(
-                "No children take the tasks %s: if one arrives here, it fails. See %s.children",
-                ", ".join(names),
-                config.ROOT,
-            )
 
     def _get_info(self) -> dict[str, Any]:
         info: dict[str, Any] = super()._get_info()

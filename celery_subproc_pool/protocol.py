@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -18,15 +18,28 @@ from .errors import ProtocolFault, RequestEncodeError
 __all__ = (
     "DEFAULT_ERROR_MESSAGE",
     "DEFAULT_RETRY_AFTER",
+    "PROTOCOL",
+    "Boot",
     "Error",
+    "Fatal",
     "Ignore",
     "LineBuffer",
     "Ok",
+    "Raised",
+    "Ready",
     "Reject",
     "Reply",
     "Retry",
+    "TaskMessage",
+    "TaskRequest",
     "Throttled",
+    "Traced",
+    "decode_boot",
+    "decode_greeting",
     "decode_reply",
+    "decode_request",
+    "decode_traced",
+    "encode",
     "encode_request",
     "printable",
     "quote",
@@ -40,6 +53,9 @@ DEFAULT_ERROR_MESSAGE = "worker reported error"
 
 #: Bytes of an unusable line that are quoted to the person who reads the log.
 QUOTED_BYTES = 200
+
+#: The number of the protocol that this is, in a child's `Ready`.
+PROTOCOL = 1
 
 #: A hundred years: what lies beyond is no countdown, and overflows dates.
 _MAX_SECONDS = 100 * 365 * 86400.0
@@ -90,14 +106,120 @@ class Ignore(Reply, tag="ignore", frozen=True, kw_only=True):
     """The job is done; nothing is stored."""
 
 
-_decoder: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(
+class Raised(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a task in a Python child raised, in the words of Celery's JSON results."""
+
+    #: The name of its class, and the module that the class is from.
+    type: str
+    module: str | None = None
+    #: Its arguments, as far as JSON can hold them.
+    args: Any = ()
+    #: The traceback as text, with the exception's own line.
+    traceback: str = ""
+    #: Whether Celery's tracer raised it, or made it of what the task raised.
+    internal: bool = False
+    #: Of a `celery.exceptions.Retry`: what the task had raised, or why it is retried, and when.
+    cause: Raised | str | None = None
+    message: str | None = None
+    when: Any = None
+    #: Of a `celery.exceptions.Reject`.
+    requeue: bool = False
+
+
+class Traced(Reply, tag="traced", frozen=True, kw_only=True, omit_defaults=True):
+    """How a Python child's own trace of the task ended."""
+
+    #: The result's repr, if the task succeeded.
+    result: str | None = None
+    #: Seconds that the task took, if the tracer told.
+    runtime: float | None = None
+    #: What became of it otherwise.
+    raised: Raised | None = None
+    #: Whether the tracer itself failed, and has stored nothing.
+    escaped: bool = False
+
+
+class Ready(msgspec.Struct, tag_field="status", tag="ready", frozen=True, kw_only=True):
+    """A child with a handshake has booted."""
+
+    protocol: int
+    #: The process that does the work, if it knows; under a wrapper it may be another than the
+    #: one that the pool started.
+    pid: int | None = None
+
+
+class Fatal(msgspec.Struct, tag_field="status", tag="fatal", frozen=True, kw_only=True):
+    """A child with a handshake can't boot, and says why."""
+
+    message: str = "no reason given"
+
+
+class Boot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The first line that a Python child gets: how to become a process of its worker's project."""
+
+    #: The worker's node name.
+    hostname: str
+    #: The app as ``-A`` takes it, or pickled if it can't be imported from anywhere.
+    app: str | None = None
+    pickled_app: bytes | None = None
+    #: The pickled app's configuration: the pickled value of each setting that is no default.
+    configuration: dict[str, bytes] = {}
+    #: What the worker's interpreter runs as ``__main__``, if the app is from there: the name of a
+    #: module, or else the path of a file.
+    main_module: str | None = None
+    main_path: str | None = None
+    #: Where to look for modules: all of ``sys.path``, or what is to stand before the child's own.
+    path: list[str] = []
+    whole_path: bool = True
+    #: The worker's command line.
+    argv: list[str] = []
+    #: Configuration given there as ``name=value``.
+    options: list[str] = []
+    #: Modules to import, of ``include`` and ``--include``.
+    include: list[str] = []
+    #: The modules in which the worker's tasks are defined, by the tasks' names.
+    tasks: dict[str, str] = {}
+    #: How to make a task that no import makes: pickled `messages.Recipe`, by name.
+    recipes: dict[str, bytes] = {}
+
+
+class TaskMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The payload for a Python child: Celery's task message, still to be deserialized."""
+
+    task: str
+    content_type: str | None = None
+    content_encoding: str | None = None
+    #: Headers and delivery info.
+    request: dict[str, Any] | None = None
+    #: The body: as text, or bytes that are no text.
+    body: str | None = None
+    raw: bytes | None = None
+    #: Instead of `request` and `body`, if JSON would change them: both, pickled.
+    pickled: bytes | None = None
+
+
+class TaskRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A request to a Python child."""
+
+    id: str
+    payload: TaskMessage
+
+
+_Message = TypeVar("_Message")
+
+_boots: msgspec.json.Decoder[Boot] = msgspec.json.Decoder(Boot)
+_requests: msgspec.json.Decoder[TaskRequest] = msgspec.json.Decoder(TaskRequest)
+
+_replies: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(
     Ok | Error | Throttled | Retry | Reject | Ignore
 )
+_traced: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Traced)
+_greetings: msgspec.json.Decoder[Ready | Fatal] = msgspec.json.Decoder(Ready | Fatal)
 _encoder = msgspec.json.Encoder()
 
 
 def decode_reply(line: bytes) -> Reply:
-    """Decode one line of a child's stdout.
+    """Decode one line of an external child's stdout.
 
     Arguments:
         line: the line's bytes, without the newline.
@@ -108,11 +230,53 @@ def decode_reply(line: bytes) -> Reply:
     Raises:
         ProtocolFault: the line is no reply; the message says why and quotes its start.
     """
+    return _decode(_replies, line)
+
+
+def decode_traced(line: bytes) -> Reply:
+    """Decode one line of a Python child's stdout: a `Traced`. As `decode_reply`."""
+    return _decode(_traced, line)
+
+
+def decode_greeting(line: bytes) -> Ready | Fatal | None:
+    """Decode a line that a child with a handshake wrote before it was ready.
+
+    Arguments:
+        line: the line's bytes, without the newline.
+
+    Returns:
+        What it says of itself; None if the line is no JSON object, but some output of its boot.
+
+    Raises:
+        ProtocolFault: it is a JSON object, and not one that says ready or fatal.
+    """
+    if not line.lstrip().startswith(b"{"):
+        return None
+    greeting = _decode(_greetings, line)
+    if isinstance(greeting, Ready) and greeting.protocol != PROTOCOL:
+        raise ProtocolFault(
+            f"it speaks protocol {greeting.protocol}, and this pool protocol {PROTOCOL},"
+            f" in the line {quote(line)}"
+        )
+    return greeting
+
+
+def decode_boot(line: bytes) -> Boot:
+    """Decode the first line that a Python child reads."""
+    return _boots.decode(line)
+
+
+def decode_request(line: bytes) -> TaskRequest:
+    """Decode every other line that a Python child reads."""
+    return _requests.decode(line)
+
+
+def _decode(decoder: msgspec.json.Decoder[_Message], line: bytes) -> _Message:
     try:
         if not line.isascii():
             # msgspec does not look into the strings of fields that it skips.
             line.decode()
-        return _decoder.decode(line)
+        return decoder.decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         # msgspec quotes the child: as much of it as there is, control characters and all.
         reason = "".join(map(_visible, str(exc)[:QUOTED_BYTES]))
@@ -141,6 +305,15 @@ def quote(line: bytes) -> str:
     return f"{bytes(line[:QUOTED_BYTES])!r}... ({len(line)} bytes)"
 
 
+def encode(message: Any) -> bytes:
+    """Encode `message`, a struct or mapping, as a line.
+
+    Raises:
+        TypeError, ValueError, RecursionError or msgspec.MsgspecError: JSON can't hold it.
+    """
+    return _encoder.encode(message) + b"\n"
+
+
 def encode_request(task_id: str, payload: Mapping[str, Any]) -> bytes:
     """Encode one request as a line.
 
@@ -155,7 +328,7 @@ def encode_request(task_id: str, payload: Mapping[str, Any]) -> bytes:
         RequestEncodeError: a value has no JSON form; the message names the argument.
     """
     try:
-        return _encoder.encode({"id": task_id, "payload": payload}) + b"\n"
+        return encode({"id": task_id, "payload": payload})
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as exc:
         raise RequestEncodeError(_blame(payload, exc)) from exc
 

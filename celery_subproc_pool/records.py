@@ -8,11 +8,12 @@ from __future__ import annotations
 import enum
 import signal
 from collections import OrderedDict, deque
+from collections.abc import Callable
 
 import msgspec
 
 from .config import ChildSettings
-from .protocol import Reply
+from .protocol import Reply, decode_reply
 
 __all__ = (
     "TRANSITIONS",
@@ -138,6 +139,8 @@ class Job:
         group: the name of the group of children that takes it; None is the worker itself.
         timeout: hard limit in seconds from acceptance on; None is none.
         soft_timeout: soft limit in seconds; None is none.
+        traced_here: whether a thread of the worker traces it, and says when it is through.
+            Otherwise its child does, or nobody, and its outcome is its end.
     """
 
     __slots__ = (
@@ -155,6 +158,7 @@ class Job:
         "task_id",
         "task_name",
         "timeout",
+        "traced_here",
     )
 
     def __init__(
@@ -164,17 +168,19 @@ class Job:
         group: str | None,
         timeout: float | None = None,
         soft_timeout: float | None = None,
+        traced_here: bool = True,
     ) -> None:
         self.task_id = task_id
         self.task_name = task_name
         self.group = group
         self.timeout = timeout
         self.soft_timeout = soft_timeout
+        self.traced_here = traced_here
         self.state = JobState.QUEUED
         #: Place in the order of arrival.
         self.number = 0
         self.child: Child | None = None
-        #: The line to write, once the tracer has provided it.
+        #: The line to write: known from the start, or once the tracer has provided it.
         self.request: bytes | None = None
         self.accepted = False
         #: Children that ended before they had read its request.
@@ -211,6 +217,7 @@ class Child:
         #: Unique in this worker.
         self.number = number
         self.state = ChildState.STARTING
+        #: The process that does the work; under a wrapper maybe not the one that was started.
         self.pid: int | None = None
         self.job: Job | None = None
         self.jobs_done = 0
@@ -219,7 +226,7 @@ class Child:
         self.has_read = False
         #: Whether it was seen not to have read its first request when that should have been done.
         self.still_boots = False
-        #: When the next, harder step of stopping is due.
+        #: When it must be ready, or when the next, harder step of stopping is due.
         self.deadline: float | None = None
         #: Whether SIGTERM has been sent already while stopping.
         self.terminating = False
@@ -245,13 +252,45 @@ class Slot:
 
 
 class Group:
-    """The children of one configured kind, and the jobs that wait for them."""
+    """The children of one configured kind, and the jobs that wait for them.
 
-    __slots__ = ("children", "idle", "name", "settings", "slots", "waiting")
+    Arguments:
+        name: its name.
+        settings: its settings.
+        size: how many children it has.
+        boot: what each of them gets to read before anything else.
+        decode: makes a reply of a line of theirs, or raises `ProtocolFault`.
+    """
 
-    def __init__(self, name: str, settings: ChildSettings, size: int) -> None:
+    __slots__ = (
+        "boot",
+        "came_up",
+        "children",
+        "decode",
+        "failure",
+        "idle",
+        "name",
+        "settings",
+        "slots",
+        "waiting",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        settings: ChildSettings,
+        size: int,
+        boot: bytes = b"",
+        decode: Callable[[bytes], Reply] = decode_reply,
+    ) -> None:
         self.name = name
         self.settings = settings
+        self.boot = boot
+        self.decode = decode
+        #: Whether a child of it has ever been ready for jobs.
+        self.came_up = False
+        #: Why the last child that was never ready went away.
+        self.failure = ""
         self.slots = [Slot(number) for number in range(size)]
         #: All that are not gone yet, those that are being stopped included.
         self.children: dict[int, Child] = {}

@@ -14,9 +14,12 @@ A job of an external child goes through::
        +--- child is gone --+                   +--- lost, timed out, terminated ----> CLOSED
 
 It is RESERVED while the worker's tracer prepares the request, and ANSWERED while the tracer
-stores the result (or the failure: a protocol fault is an answer too). No byte of its request has
-been written before it is SENT. A request of which no byte was written, or none read, may go to
+stores the result (or the failure: a protocol fault is an answer too). The request of a job that is
+not traced here is known from the start, and its answer closes it. No byte of a request has been
+written before its job is SENT. A request of which no byte was written, or none read, may go to
 another child; no other.
+
+A child with a handshake is STARTING until it is ready; any other is taken for ready at once.
 """
 
 from __future__ import annotations
@@ -207,11 +210,36 @@ class Scheduler:
         if self.stopping:
             return self._stop_gently(child, now)
         child.spawned_at = now
+        settings = child.group.settings
+        if settings.handshake:
+            child.deadline = now + settings.start_timeout
+            self._wake_at(child.deadline)
+        else:
+            self._take_into_service(child)
+        return []
+
+    def ready(self, child: Child, pid: int | None, now: float) -> list[Action]:
+        """`child` has booted; `pid` is the process that does its work, None if it is unknown."""
+        if child.state is ChildState.STOPPING:
+            return []
+        child.pid = pid or child.pid
+        child.deadline = None
+        child.has_read = True
+        self._take_into_service(child)
+        return []
+
+    def boot_failed(self, child: Child, message: str, now: float) -> list[Action]:
+        """`child` said that it can't boot."""
+        if child.state is ChildState.STOPPING:
+            return []
+        return self._replace(child, f"it can't boot: {message}", now)
+
+    def _take_into_service(self, child: Child) -> None:
         self._move(child, ChildState.IDLE)
+        child.group.came_up = True
         child.group.idle[child] = None
         # Whoever has served before goes first: this one may still be booting.
         child.group.idle.move_to_end(child, last=False)
-        return []
 
     def spawn_failed(self, child: Child, reason: str, now: float) -> list[Action]:
         """The process of `child` could not be started."""
@@ -301,7 +329,9 @@ class Scheduler:
         """Take `child` out of service, which shows that it is about to exit, and give it time."""
         if child.state is ChildState.STOPPING:
             return []
-        waited_for = child.job is not None and child.job.state is JobState.SENT
+        waited_for = child.state is ChildState.STARTING or (
+            child.job is not None and child.job.state is JobState.SENT
+        )
         grace = EOF_GRACE if waited_for else child.group.settings.stop_timeout
         self._escalate_at(child, now + grace, terminating=waited_for)
         return self._vacate(child, reason, now, blame=True)
@@ -367,6 +397,9 @@ class Scheduler:
             return actions
         if now < child.deadline:
             self._wake_at(child.deadline)
+        elif child.state is ChildState.STARTING:
+            seconds = child.group.settings.start_timeout
+            actions += self._replace(child, f"it was not ready within {seconds:g} s", now)
         elif child.terminating:
             child.deadline = None
             actions.append(Kill(child, signal.SIGKILL))
@@ -504,10 +537,13 @@ class Scheduler:
         job.state = JobState.SENT
         return Write(child, job)
 
-    @staticmethod
-    def _answer(job: Job, outcome: Outcome, child: Child) -> Settle:
+    def _answer(self, job: Job, outcome: Outcome, child: Child) -> Settle:
         """Give `outcome` to the tracer of `job`, which brings the job to its end."""
-        job.state = JobState.ANSWERED
+        if job.traced_here:
+            job.state = JobState.ANSWERED
+        else:
+            job.state = JobState.CLOSED
+            self.open_jobs -= 1
         job.child = job.deadline = job.soft_deadline = None
         return Settle(job, outcome, child)
 
@@ -565,6 +601,8 @@ class Scheduler:
         """Take `child` out of service, and let its slot spawn: later, if the child is to blame."""
         job = child.job
         child.reason = reason
+        if child.state is ChildState.STARTING:
+            child.group.failure = reason
         child.group.idle.pop(child, None)
         self._move(child, state)
         actions: list[Action] = []
@@ -623,6 +661,15 @@ class Scheduler:
 
     def _queue_of(self, job: Job) -> deque[Job]:
         return self._local if job.group is None else self.groups[job.group].waiting
+
+    @property
+    def booting(self) -> bool:
+        """Whether the first child of a slot is still to be ready."""
+        return any(
+            slot.child is not None and slot.child.state is ChildState.STARTING and not slot.failures
+            for group in self.groups.values()
+            for slot in group.slots
+        )
 
     @property
     def idle(self) -> bool:

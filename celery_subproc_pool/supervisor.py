@@ -31,7 +31,7 @@ from .child import ChildProcess, pidfd
 from .errors import ProtocolFault, SpawnError
 from .guardian import MARK, Guardian
 from .live import ChildFacts, LiveChild
-from .protocol import quote
+from .protocol import Fatal, Ready, quote
 from .records import Action, Child, Outcome
 from .scheduler import Scheduler
 
@@ -41,6 +41,9 @@ logger = logging.getLogger("celery_subproc_pool")
 
 #: Seconds between looks at children whose exit no descriptor tells.
 POLL_INTERVAL = 0.1
+
+#: The environment variable that tells a child its place in its group, from 0 on.
+SLOT = "CELERY_SUBPROC_POOL_SLOT"
 
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
@@ -338,6 +341,9 @@ class Supervisor:
             return
         self._live[child.number] = live
         self._actions.extend(self.scheduler.spawned(child, process.pid, self._clock()))
+        if child.group.boot:
+            # If it can't be written, the child's exit tells why.
+            self._put(live, child.group.boot)
 
     def _watch(self, live: LiveChild) -> None:
         process = live.process
@@ -373,7 +379,8 @@ class Supervisor:
         base = self._environ
         if settings.clean_env:
             base = {"PATH": base.get("PATH", os.defpath)}
-        return {**base, **settings.env, MARK: self._guardian.mark}
+        own = {MARK: self._guardian.mark, SLOT: str(child.slot.number)}
+        return {**base, **settings.env, **own}
 
     def _accept(self, action: records.Accept) -> None:
         self._callbacks.append(
@@ -395,14 +402,22 @@ class Supervisor:
             self._actions.extend(
                 self.scheduler.unwritten(action.child, "it closed its stdout", now)
             )
-        elif not process.write(request):
+        elif not self._put(live, request):
             self._actions.extend(self.scheduler.unwritten(action.child, "it closed its stdin", now))
-        elif process.unwritten and not live.writing:
+
+    def _put(self, live: LiveChild, line: bytes) -> bool:
+        """Write `line` to a child's stdin, the rest of it when there is room. As
+        `ChildProcess.write`."""
+        process = live.process
+        if not process.write(line):
+            return False
+        if process.unwritten and not live.writing:
             assert process.stdin is not None
             live.writing = True
             self._selector.register(
                 process.stdin, _WRITE, partial(self._guarded, self._on_stdin, live)
             )
+        return True
 
     def _settle(self, action: records.Settle) -> None:
         live = None if action.child is None else self._live.get(action.child.number)
@@ -416,12 +431,10 @@ class Supervisor:
 
     def _soft_timeout(self, action: records.SoftTimeout) -> None:
         live = self._live.get(action.child.number)
-        signum = action.signum
-        if signum is not None and live is not None:
-            live.process.signal(signum)
-        self._callbacks.append(
-            partial(self._listener.soft_timed_out, action.job, signum is not None)
-        )
+        told = False
+        if action.signum is not None and live is not None and live.pid is not None:
+            told = live.process.signal(live.pid, action.signum)
+        self._callbacks.append(partial(self._listener.soft_timed_out, action.job, told))
 
     def _probe(self, action: records.Probe) -> None:
         live = self._live.get(action.child.number)
@@ -492,8 +505,16 @@ class Supervisor:
     def _feed(self, live: LiveChild, data: bytes) -> None:
         now = self._clock()
         try:
-            for reply in live.replies(data):
-                self._actions.extend(self.scheduler.replied(live.child, reply, now))
+            for message in live.messages(data):
+                if isinstance(message, Ready):
+                    if message.pid is not None:
+                        live.pid = live.process.member(message.pid)
+                    actions = self.scheduler.ready(live.child, live.pid, now)
+                elif isinstance(message, Fatal):
+                    actions = self.scheduler.boot_failed(live.child, message.message, now)
+                else:
+                    actions = self.scheduler.replied(live.child, message, now)
+                self._actions.extend(actions)
         except ProtocolFault as exc:
             self._actions.extend(self.scheduler.faulted(live.child, str(exc), now))
 

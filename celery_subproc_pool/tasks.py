@@ -23,9 +23,11 @@ from .protocol import Reply, encode_request
 __all__ = (
     "Exchange",
     "SubprocTask",
+    "bind_task",
     "bind_tasks",
     "exchanging",
     "payload",
+    "refuse_task",
     "tasks_without_children",
 )
 
@@ -114,13 +116,30 @@ def bind_tasks(app: Celery, settings: PoolSettings) -> dict[str, str]:
                 app.register_task(type("Registered", (SubprocTask,), {"name": name})())
     groups: dict[str, str] = {}
     for name, task in app.tasks.items():
-        group = _group_of(task, settings)
+        group = bind_task(task, settings)
         if group is not None:
             groups[name] = group
-            _bind(task, partial(_run, task, settings.children[group].throttle_max_retries))
-    for name in tasks_without_children(app, groups):
-        _bind(app.tasks[name], partial(_refuse, app.tasks[name]))
     return groups
+
+
+def bind_task(task: Task, settings: PoolSettings) -> str | None:
+    """Bind `task` to the group of external children that takes it.
+
+    Returns:
+        The group's name; None if no group takes the task.
+
+    Raises:
+        ConfigError: the task names a group that there is not.
+    """
+    group = _group_of(task, settings)
+    if group is not None:
+        _bind(task, partial(_run, task, settings.children[group].throttle_max_retries))
+    return group
+
+
+def refuse_task(task: Task) -> None:
+    """Let `task`, for which this worker has no children, fail with an error that says so."""
+    _bind(task, partial(_refuse, task))
 
 
 def tasks_without_children(app: Celery, groups: Mapping[str, str]) -> list[str]:
@@ -153,7 +172,9 @@ def _bind(task: Task, run: Callable[..., Any]) -> None:
 
 def _refuse(task: Task, /, *args: Any, **kwargs: Any) -> Any:
     raise ConfigError(
-        f"no children take the task {task.name}: add its name to {ROOT}.children.<name>.tasks"
+        f"no children of this worker take the task {task.name}, which was registered after the"
+        f" worker started: add its name to {ROOT}.children.<name>.tasks, or start the worker again"
+        " for it to have Python children too"
     )
 
 

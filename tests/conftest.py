@@ -95,12 +95,24 @@ def no_process_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def celery_config() -> dict[str, Any]:
-    """Return the configuration of the embedded session worker."""
+def celery_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return the configuration of the embedded session worker.
+
+    Its broker and results are files: what is in memory, Python children can't reach.
+    """
+    directory = tmp_path_factory.mktemp("embedded")
+    for name in ("queue", "control", "results"):
+        (directory / name).mkdir()
     return {
-        "broker_url": "memory://",
-        "broker_transport_options": {"polling_interval": 0.01},
-        "result_backend": "cache+memory://",
+        "broker_url": "filesystem://",
+        "broker_transport": "tests.folder_broker:Transport",
+        "broker_transport_options": {
+            "data_folder_in": str(directory / "queue"),
+            "data_folder_out": str(directory / "queue"),
+            "control_folder": str(directory / "control"),
+            "polling_interval": 0.01,
+        },
+        "result_backend": f"file://{directory / 'results'}",
         "worker_hijack_root_logger": False,
         "accept_content": ["json", "pickle"],
         "subproc_pool": {

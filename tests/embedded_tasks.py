@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
-from celery import Celery
+from celery import Celery, Task
 
 from celery_subproc_pool import ChildTaskError, SubprocTask
 
@@ -17,6 +18,22 @@ class Twice(SubprocTask):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         super().__call__(*args, **kwargs)
         return super().__call__(*args, **kwargs)
+
+
+def plain(task: Task, fail: bool = False) -> dict[str, Any]:
+    """Say where it runs, after one retry if it is to `fail`."""
+    if fail and not task.request.retries:
+        raise task.retry(exc=ValueError("once"))
+    return {"pid": os.getpid(), "retries": task.request.retries, "name": task.name}
+
+
+class PlainClass(Task):
+    """A task that is a class, registered by hand."""
+
+    name = "plain.class"
+
+    def run(self) -> int:
+        return os.getpid()
 
 
 def define(app: Celery) -> None:
@@ -54,6 +71,9 @@ def define(app: Celery) -> None:
     @app.task(base=Twice, name="do.twice")
     def twice(*args: Any) -> None: ...
 
-    @app.task(name="plain.task")
-    def plain() -> str:
-        return "the body ran"
+    # No import makes them tasks: a Python child has to be told how.
+    app.task(plain, name="plain.task", bind=True, max_retries=1, default_retry_delay=0)
+    app.register_task(PlainClass())
+
+    @app.task(name="plain.closure")
+    def closure() -> None: ...

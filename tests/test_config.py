@@ -16,8 +16,8 @@ ARGV = {"argv": ["cat"]}
 VARIABLE = "CELERY_SUBPROC_POOL"
 FROM_VARIABLE = f"subproc_pool (from the environment variable {VARIABLE})"
 KNOWN = (
-    "argv, tasks, env, clean_env, cwd, size, timeout, stop_timeout, stderr, max_message_bytes,"
-    " throttle_max_retries, soft_timeout_signal"
+    "argv, tasks, env, clean_env, cwd, size, timeout, handshake, start_timeout, stop_timeout,"
+    " stderr, max_message_bytes, throttle_max_retries, soft_timeout_signal"
 )
 
 
@@ -228,13 +228,13 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a string": ("cat", ": expected a mapping, got 'cat'"),
     "an unknown name": (
         {"child": {}},
-        ".child: no such setting; expected 'children', or 'argv' and its companions for one kind"
-        " of child",
+        ".child: no such setting; expected 'children' and 'python', or 'argv' and its companions"
+        " for one kind of child",
     ),
     "an unknown name beside children": (
         {"children": {}, "size": 1},
-        ".size: no such setting; expected 'children', or 'argv' and its companions for one kind"
-        " of child",
+        ".size: no such setting; expected 'children' and 'python', or 'argv' and its companions"
+        " for one kind of child",
     ),
     "children beside argv": (
         {"argv": ["cat"], "children": {}},
@@ -351,9 +351,59 @@ REFUSED: dict[str, tuple[Any, str]] = {
         ".size: expected `int | null`, got `str`, in '2'",
     ),
     "timeout 0": ({"argv": ["cat"], "timeout": 0}, ".timeout: expected `float` > 0.0, in 0"),
-    "timeout None": (
-        {"argv": ["cat"], "timeout": None},
-        ".timeout: expected `float`, got `null`, in None",
+    "timeout is a word": (
+        {"argv": ["cat"], "timeout": "never"},
+        ".timeout: expected `float | null`, got `str`, in 'never'",
+    ),
+    "handshake is a number": (
+        {"argv": ["cat"], "handshake": 1},
+        ".handshake: expected `bool`, got `int`, in 1",
+    ),
+    "start_timeout 0": (
+        {"argv": ["cat"], "handshake": True, "start_timeout": 0},
+        ".start_timeout: expected `float` > 0.0, in 0",
+    ),
+    "a group called python": (
+        {"children": {"python": {"argv": ["cat"]}}},
+        ".children.python: this name belongs to the Python children, which have their settings at"
+        " subproc_pool.python; take another one",
+    ),
+    "python is a list": (
+        {"python": []},
+        ".python: expected `object`, got `array`",
+    ),
+    "a misspelt setting of python": (
+        {"python": {"exe": "python3"}},
+        ".python.exe: no such setting; the settings are executable, wrapper, env, cwd, size,"
+        " start_timeout, stderr",
+    ),
+    "an interpreter that is not there": (
+        {"python": {"executable": "/nowhere/python"}},
+        ".python.executable: the program '/nowhere/python' was not found",
+    ),
+    "an empty interpreter": (
+        {"python": {"executable": ""}},
+        ".python.executable: expected `str` of length >= 1, in ''",
+    ),
+    "a wrapper that is not there": (
+        {"python": {"wrapper": ["nicer", "-n", "10"]}},
+        ".python.wrapper: the program 'nicer' was not found on the PATH '{PATH}'",
+    ),
+    "a wrapper that can't be split": (
+        {"python": {"wrapper": "nice 'x"}},
+        """.python.wrapper: can't be split: No closing quotation, in "nice 'x\"""",
+    ),
+    "python cwd is a file": (
+        {"python": {"cwd": __file__}},
+        f".python.cwd: expected a directory, got {__file__!r}",
+    ),
+    "python stderr goes nowhere known": (
+        {"python": {"stderr": "file"}},
+        ".python.stderr: expected one of log, inherit, null, got 'file'",
+    ),
+    "an impossible environment of python": (
+        {"python": {"env": {"A=": "x"}}},
+        ".python.env: expected names without '=', and no NUL, got 'A=': 'x'",
     ),
     "timeout nan": (
         {"argv": ["cat"], "timeout": float("nan")},

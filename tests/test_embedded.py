@@ -1,7 +1,7 @@
 """Celery's features on external children, in an embedded worker without an event loop.
 
-The worker runs in a thread of this process on the memory transport, so the engine has a thread of
-its own. The same features on the hub are tested with real workers on real brokers.
+The worker runs in a thread of this process on the filesystem transport, so the engine has a thread
+of its own. The same features on the hub are tested with real workers on real brokers.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import Celery, chain, chord, group, signals
-from celery.exceptions import Ignore, MaxRetriesExceededError, TaskRevokedError
+from celery.exceptions import Ignore, MaxRetriesExceededError, NotRegistered, TaskRevokedError
 
 from celery_subproc_pool import ChildTaskError, NotInWorkerError, ProtocolFault
 from celery_subproc_pool.errors import SubprocPoolError
 from celery_subproc_pool.jobs import PoolJob
 
-from .conftest import DEADLINE, wait_for
+from .conftest import DEADLINE, pool_processes, wait_for
 
 pytestmark = pytest.mark.usefixtures("session_worker")
 
@@ -360,13 +360,30 @@ def test_names_listed_exactly_are_registered(app: Celery) -> None:
     assert {"do.it", "one.it", "capped.it"} <= set(app.tasks)
 
 
-def test_a_task_that_no_group_takes_fails_and_says_so(app: Celery) -> None:
-    with pytest.raises(Exception, match=r"no children take the task plain\.task"):
-        get(app.tasks["plain.task"].delay())
+def test_a_task_that_no_group_takes_runs_in_a_python_child(app: Celery) -> None:
+    children = set(python_pids())
+    facts = get(app.tasks["plain.task"].delay(fail=True))
+    assert facts["pid"] in children
+    assert facts["retries"] == 1
+    assert get(app.tasks["plain.class"].delay()) in children
 
 
-def test_celerys_own_tasks_run_in_the_worker(app: Celery) -> None:
+def test_a_task_that_no_python_child_can_know_fails_and_says_so(app: Celery) -> None:
+    with pytest.raises(NotRegistered, match=r"plain\.closure: .*Define it in a module"):
+        get(app.tasks["plain.closure"].delay())
+
+
+def test_celerys_own_tasks_run_too(app: Celery) -> None:
     assert get(app.tasks["celery.ping"].delay()) == "pong"
+
+
+def python_pids() -> list[int]:
+    """Return the pids of the Python children."""
+    return [
+        process.pid
+        for process in pool_processes()
+        if "celery_subproc_pool.worker_child" in process.cmdline()
+    ]
 
 
 @pytest.mark.parametrize("call", ["direct", "eager"])

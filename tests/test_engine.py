@@ -180,7 +180,7 @@ def test_a_clean_environment_has_the_path_and_what_is_configured() -> None:
         reply = answer(engine.run([["facts"]]))
     assert isinstance(reply, protocol.Ok)
     env = set(reply.result["env"]) - {"LC_CTYPE", "PWD", "SHLVL", "_"}
-    assert env == {"PATH", "A", "CELERY_SUBPROC_POOL_WORKER"}
+    assert env == {"PATH", "A", "CELERY_SUBPROC_POOL_WORKER", "CELERY_SUBPROC_POOL_SLOT"}
 
 
 def test_stderr_is_logged_line_by_line_with_the_child_and_its_job(

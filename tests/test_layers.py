@@ -34,6 +34,10 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "tasks": ({"config", "errors", "outcome", "protocol"}, {"celery"}),
     "jobs": ({"errors", "outcome", "protocol", "records", "tasks"}, {"billiard"}),
     "compat": ({"jobs", "outcome"}, {"billiard", "celery", "kombu"}),
+    "messages": ({"protocol"}, {"billiard", "celery", "kombu", "msgspec"}),
+    "launch": ({"config", "errors", "messages", "protocol"}, {"celery", "click"}),
+    "loading": ({"compat", "messages", "protocol"}, {"billiard", "celery"}),
+    "worker_child": ({"loading", "messages", "protocol"}, {"billiard", "celery"}),
     "drivers": ({"compat", "supervisor"}, {"celery"}),
     "pool": (
         {
@@ -42,8 +46,11 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
             "drivers",
             "errors",
             "jobs",
+            "launch",
             "live",
+            "messages",
             "outcome",
+            "protocol",
             "records",
             "scheduler",
             "supervisor",

@@ -82,7 +82,8 @@ def test_prefork_goes_on_working_beside_it(tmp_path: Path) -> None:
     [
         (
             {"children": {"rails": {"argv": ["sh"], "timeout": "long"}}},
-            "Error: subproc_pool.children.rails.timeout: expected `float`, got `str`, in 'long'",
+            "Error: subproc_pool.children.rails.timeout: expected `float | null`, got `str`,"
+            " in 'long'",
         ),
         (
             {"argv": ["no-such-program"]},

@@ -1,0 +1,229 @@
+"""How a fresh interpreter becomes a process of this worker's project, seen from the worker.
+
+Layer: above `messages` and `config`; imports Celery. `loading` is the child's side of it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import site
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+from celery import Celery
+
+from . import protocol
+from .config import CELERY_PREFIX, PYTHON, ROOT, PythonSettings
+from .errors import ConfigError
+from .messages import recipe_of
+from .protocol import Boot
+
+__all__ = ("boot_line", "check_executable", "command")
+
+logger = logging.getLogger("celery_subproc_pool")
+
+#: Seconds that an interpreter may take to say what it has.
+PATIENCE = 60.0
+
+#: What a Python child's interpreter must have installed.
+NEEDED = ("celery", "msgspec", __package__)
+
+#: Modules that hold the app in some variable, and are not where it is from.
+_NOT_THE_PROJECTS = ("celery", "kombu", __package__)
+
+_QUESTION = """
+import importlib.util, json, sys
+missing = [name for name in {needed!r} if importlib.util.find_spec(name) is None]
+print(json.dumps([list(sys.version_info[:2]), missing]))
+"""
+
+
+def command(settings: PythonSettings) -> tuple[str, ...]:
+    """Return the program of a Python child, and its arguments.
+
+    Another interpreter gets none of the flags of this one: it may not know them.
+    """
+    flags: list[str] = []
+    if settings.executable is None:
+        # As `multiprocessing` does for its own fresh interpreters.
+        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    program = settings.executable or sys.executable
+    return (*settings.prefix, program, *flags, "-m", f"{__package__}.worker_child")
+
+
+def check_executable(settings: PythonSettings, environ: Mapping[str, str] = os.environ) -> None:
+    """Ask another interpreter whether it has what a Python child needs.
+
+    Raises:
+        ConfigError: it lacks something, or does not run.
+    """
+    if settings.executable is None:
+        return
+    path = f"{ROOT}.{PYTHON}.executable"
+    try:
+        done = subprocess.run(
+            [settings.executable, "-c", _QUESTION.format(needed=NEEDED)],
+            env={**environ, **settings.env},
+            cwd=settings.cwd,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PATIENCE,
+            check=True,
+        )
+        version, missing = json.loads(done.stdout)
+    except subprocess.CalledProcessError as exc:
+        last = exc.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ConfigError(
+            f"{path}: {settings.executable!r} is no Python that works: {last}"
+        ) from exc
+    except (OSError, ValueError, subprocess.TimeoutExpired) as exc:
+        raise ConfigError(
+            f"{path}: {settings.executable!r} is no Python that works: {exc}"
+        ) from exc
+    if tuple(version) < (3, 10):
+        found = ".".join(map(str, version))
+        raise ConfigError(
+            f"{path}: expected Python 3.10 or later, {settings.executable!r} is {found}"
+        )
+    if missing:
+        raise ConfigError(
+            f"{path}: {settings.executable!r} lacks {', '.join(missing)}: install celery and"
+            f" {__package__.replace('_', '-')} for that interpreter too"
+        )
+
+
+def boot_line(
+    app: Celery, settings: PythonSettings, hostname: str, groups: Mapping[str, str]
+) -> bytes:
+    """Return the first line for every Python child.
+
+    Arguments:
+        app: the worker's app.
+        settings: the Python children's.
+        hostname: the worker's node name.
+        groups: the tasks that external children take, which need not be known to Python ones.
+
+    Raises:
+        ConfigError: the app can't be imported from anywhere, and can't be pickled either.
+    """
+    options = _command_line_options(app)
+    tasks = {
+        name: task.__module__
+        for name, task in app.tasks.items()
+        if name not in groups and not name.startswith(CELERY_PREFIX)
+    }
+    recipes = {name: recipe_of(app.tasks[name]) for name in tasks}
+    own = settings.executable is None
+    boot = Boot(
+        hostname=hostname,
+        path=_search_path(settings, own),
+        whole_path=own,
+        argv=sys.argv,
+        options=options,
+        include=[str(module) for module in app.conf.include or ()],
+        tasks=tasks,
+        recipes={name: recipe for name, recipe in recipes.items() if recipe is not None},
+        **_how_to_get(app),
+    )
+    return protocol.encode(boot)
+
+
+def _how_to_get(app: Celery) -> dict[str, Any]:
+    name = _named_on_command_line(app) or _variable_of(app)
+    if name is None:
+        try:
+            # The app takes along only what was assigned to its configuration, not what
+            # `add_defaults` has brought.
+            return {
+                "pickled_app": pickle.dumps(app, protocol=4),
+                "configuration": dict(_picklable(app.conf.without_defaults())),
+            }
+        except Exception as exc:
+            raise ConfigError(
+                f"{ROOT}.{PYTHON}: the Python children can't load the app {app!r}: it is in no"
+                f" variable of a module, and can't be pickled: {exc!r}. Make it a module's variable"
+            ) from exc
+    return {"app": name, **(_main() if name.startswith("__main__:") else {})}
+
+
+def _picklable(settings: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
+    for name, value in settings.items():
+        try:
+            yield name, pickle.dumps(value, protocol=4)
+        except Exception as exc:
+            logger.warning("The Python children do without the setting %s: %r", name, exc)
+
+
+def _named_on_command_line(app: Celery) -> str | None:
+    """Return what ``celery -A`` was given, if that is how the worker came by `app`."""
+    context = click.get_current_context(silent=True)
+    root = None if context is None else context.find_root()
+    if root is None or getattr(root.obj, "app", None) is not app:
+        return None
+    name = root.params.get("app")
+    return name if isinstance(name, str) else None
+
+
+def _command_line_options(app: Celery) -> list[str]:
+    """Return the ``name=value`` that stood behind ``--`` in ``celery worker``."""
+    context = click.get_current_context(silent=True)
+    if context is None or getattr(context.obj, "app", None) is not app:
+        return []
+    return list(context.args)
+
+
+def _variable_of(app: Celery) -> str | None:
+    """Return ``module:variable`` where `app` stands; of several, rather one that is imported."""
+    found = list(_variables_of(app))
+    found.sort(key=lambda name: name.startswith("__main__:"))
+    return found[0] if found else None
+
+
+def _variables_of(app: Celery) -> Iterator[str]:
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in _NOT_THE_PROJECTS:
+            continue
+        if name == "__main__" and not _main():
+            continue
+        for variable, value in list(getattr(module, "__dict__", {}).items()):
+            if value is app:
+                yield f"{name}:{variable}"
+
+
+def _main() -> dict[str, str]:
+    """Return where the code of ``__main__`` is; nothing if it was typed in."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return {"main_module": spec.name}
+    path = getattr(main, "__file__", None)
+    return {} if path is None else {"main_path": os.path.abspath(path)}
+
+
+def _search_path(settings: PythonSettings, own: bool) -> list[str]:
+    here = os.getcwd()
+    path = [entry or here for entry in sys.path]
+    if not own:
+        # Another interpreter has a library of its own; what the project added is the project's.
+        path = [entry for entry in path if not _belongs_to_the_interpreter(entry)]
+    if settings.cwd is not None and here not in path:
+        # Celery looks for the app where it was started.
+        path.insert(0, here)
+    return path
+
+
+def _belongs_to_the_interpreter(entry: str) -> bool:
+    paths = sysconfig.get_paths()
+    homes = {paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")}
+    homes |= {*site.getsitepackages(), site.getusersitepackages()}
+    # Below: `lib-dynload`. The standard library may also stand in a file of this name.
+    return entry.endswith(".zip") or any(
+        entry == home or entry.startswith(home + os.sep) for home in homes
+    )

@@ -1,0 +1,320 @@
+"""Celery's task messages on their way to a Python child, and what its trace of a task came to.
+
+Layer: above `protocol`; imports Celery. Both ends stand here, the worker's and the child's, so that
+they agree. Ends of tasks travel as JSON, in the words of Celery's own JSON results, never as a
+pickle; requests are a pickle only where JSON would change them, and come from the worker.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import msgspec
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback, rebuild_exc
+from celery import Celery
+from celery.exceptions import Ignore, Reject, Retry
+from kombu.utils.encoding import safe_repr
+
+from . import protocol
+from .protocol import Raised, TaskMessage, TaskRequest, Traced
+
+__all__ = (
+    "End",
+    "Recipe",
+    "decode_end",
+    "encode_end",
+    "encode_task",
+    "recipe_of",
+    "task_arguments",
+)
+
+#: Of the longest exception that is worth being sent whole, in bytes.
+_LONGEST = 1 << 20
+
+_PLAIN = frozenset((str, int, bool, type(None)))
+
+#: What binding a task to an app puts into its class, beside settings.
+_OF_THE_APP = ("app", "run", "request_stack")
+
+#: Celery's own exceptions, which mean the same whatever class of a project derives from them.
+_RETRY, _REJECT, _IGNORE = "Retry", "Reject", "Ignore"
+_PREDICATES = "celery.exceptions"
+
+
+class Recipe(NamedTuple):
+    """How to make a task that importing its module does not make."""
+
+    #: The class of the task; or its function, and the arguments of ``app.task``.
+    target: Any
+    options: dict[str, Any] | None
+
+
+class End(NamedTuple):
+    """How a child's trace ended, as Celery's callbacks want it."""
+
+    #: Whether `result` is for the error callback: the tracer itself failed.
+    escaped: bool
+    #: ``(failed, retval, runtime)`` as Celery's tracer returns it, or what it raised.
+    result: Any
+
+
+# -- the request
+
+
+def encode_task(task_id: str, arguments: Sequence[Any]) -> bytes:
+    """Encode the request for a Python child.
+
+    Arguments:
+        task_id: Celery's id of the task.
+        arguments: what `celery.worker.request.Request.execute_using_pool` has for the tracer: the
+            task's name and id, the request's headers, the body, its content type and encoding.
+
+    Raises:
+        pickle.PicklingError or TypeError: it holds an object that can't leave the process.
+    """
+    name, _, headers, body, content_type, content_encoding = arguments
+    # The worker has deserialized the arguments into its own copy; the child does it again.
+    request = {key: value for key, value in headers.items() if key not in ("args", "kwargs")}
+    fields: dict[str, Any] = {
+        "task": name,
+        "content_type": content_type,
+        "content_encoding": content_encoding,
+    }
+    if content_type and _is_plain(request):
+        text, raw = _text_or_bytes(body, content_encoding)
+        message = TaskMessage(**fields, request=request, body=text, raw=raw)
+        try:
+            return protocol.encode(TaskRequest(id=task_id, payload=message))
+        except (ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
+            # A number or a string that JSON lacks.
+            pass
+    if isinstance(body, memoryview):
+        body = body.tobytes()
+    pickled = pickle.dumps((request, body), protocol=4)
+    message = TaskMessage(**fields, pickled=pickled)
+    return protocol.encode(TaskRequest(id=task_id, payload=message))
+
+
+def task_arguments(request: TaskRequest) -> tuple[Any, ...]:
+    """Return the arguments for the tracer, as `encode_task` was given them."""
+    message = request.payload
+    if message.pickled is not None:
+        headers, body = pickle.loads(message.pickled)
+    else:
+        headers = message.request
+        body = message.body if message.raw is None else message.raw
+    return (
+        message.task,
+        request.id,
+        headers,
+        body,
+        message.content_type,
+        message.content_encoding,
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether JSON gives `value` back as it is, but for tuples, which become lists."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return True
+    if kind is dict:
+        return all(
+            type(key) is str and (type(inner) in _PLAIN or _is_plain(inner))
+            for key, inner in value.items()
+        )
+    if kind is list or kind is tuple:
+        return all(map(_is_plain, value))
+    return kind is float and math.isfinite(value)
+
+
+def _text_or_bytes(body: Any, content_encoding: str | None) -> tuple[str | None, bytes | None]:
+    if isinstance(body, str):
+        return body, None
+    data = bytes(body)
+    if content_encoding == "utf-8":
+        # kombu takes text as decoded already (kombu/serialization.py).
+        try:
+            return data.decode(), None
+        except UnicodeDecodeError:
+            pass
+    return None, data
+
+
+# -- the reply
+
+
+def encode_end(app: Celery, task_id: str, end: End) -> bytes:
+    """Encode a child's final reply: how its trace ended.
+
+    Arguments:
+        app: the child's app.
+        task_id: Celery's id of the task.
+        end: the end.
+    """
+    if not end.escaped:
+        failed, retval, runtime = end.result
+        if not failed:
+            return protocol.encode(Traced(id=task_id, result=_text(retval), runtime=runtime))
+        einfo = retval
+    else:
+        einfo, runtime = end.result, None
+    try:
+        raised = _raised(app, einfo)
+        line = _encode_raised(task_id, raised, runtime, end.escaped)
+        if len(line) <= _LONGEST:
+            return line
+        reason = "its arguments are too long to be sent to the worker"
+    except Exception as exc:
+        reason = f"its arguments can't be sent to the worker: {safe_repr(exc)}"
+    return _encode_raised(task_id, _curtailed(einfo, reason), runtime, end.escaped)
+
+
+def _encode_raised(task_id: str, raised: Raised, runtime: float | None, escaped: bool) -> bytes:
+    return protocol.encode(Traced(id=task_id, raised=raised, runtime=runtime, escaped=escaped))
+
+
+def decode_end(app: Celery, reply: Traced) -> End:
+    """Return what a child's reply stands for, in the types that prefork would give Celery.
+
+    Arguments:
+        app: the worker's app.
+        reply: the reply.
+    """
+    if reply.raised is None:
+        return End(False, (0, reply.result, reply.runtime))
+    einfo = _exception_info(app, reply.raised)
+    return End(True, einfo) if reply.escaped else End(False, (1, einfo, reply.runtime))
+
+
+def _raised(app: Celery, einfo: ExceptionInfo) -> Raised:
+    exc = _bare(einfo.exception)
+    facts: dict[str, Any] = {
+        "traceback": _text(einfo.traceback),
+        "internal": bool(einfo.internal),
+    }
+    if isinstance(exc, Retry):
+        cause = exc.excs if exc.exc is None else _described(app, exc.exc)
+        return Raised(
+            type=_RETRY,
+            module=_PREDICATES,
+            cause=cause,
+            message=exc.message,
+            when=exc.when,
+            **facts,
+        )
+    if isinstance(exc, Reject):
+        reason = exc.reason if _is_plain(exc.reason) else _text(safe_repr(exc.reason))
+        return Raised(
+            type=_REJECT, module=_PREDICATES, args=[reason], requeue=bool(exc.requeue), **facts
+        )
+    if isinstance(exc, Ignore):
+        return Raised(type=_IGNORE, module=_PREDICATES, **facts)
+    return _described(app, exc, **facts)
+
+
+def _described(app: Celery, exc: Any, **facts: Any) -> Raised:
+    if not isinstance(exc, BaseException):
+        return Raised(type="str", module="builtins", args=[safe_repr(exc)], **facts)
+    words = app.backend.prepare_exception(exc, "json")
+    return Raised(
+        type=words["exc_type"], module=words["exc_module"], args=words["exc_message"], **facts
+    )
+
+
+def _curtailed(einfo: ExceptionInfo, reason: str) -> Raised:
+    """Describe an exception that can't be sent as it is."""
+    exc = _bare(einfo.exception)
+    return Raised(
+        type=type(exc).__qualname__,
+        module=type(exc).__module__,
+        args=[f"{_text(safe_repr(exc))[:1000]} ({reason})"],
+        traceback=_text(einfo.traceback)[-_LONGEST // 2 :],
+        internal=bool(einfo.internal),
+        requeue=bool(getattr(exc, "requeue", False)),
+    )
+
+
+def _text(value: Any) -> str:
+    """Return `value` as text that UTF-8 can hold."""
+    return str(value).encode("utf-8", "backslashreplace").decode()
+
+
+def _bare(exc: BaseException) -> BaseException:
+    bare: BaseException = exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
+    return bare
+
+
+def _exception_info(app: Celery, raised: Raised) -> ExceptionInfo:
+    exc = _rebuilt(app, raised)
+    try:
+        raise exc
+    except BaseException:
+        einfo = ExceptionInfo()
+    # As if it had been pickled, as prefork does: the exception itself, with the child's traceback.
+    einfo.exception = rebuild_exc(exc, f'\n"""\n{raised.traceback}"""')
+    einfo.traceback = raised.traceback
+    einfo.internal = raised.internal
+    return einfo
+
+
+def _rebuilt(app: Celery, raised: Raised) -> BaseException:
+    if raised.module == _PREDICATES:
+        if raised.type == _RETRY:
+            return _retry(app, raised)
+        if raised.type == _REJECT:
+            rejected: BaseException = Reject(*raised.args, requeue=raised.requeue)
+            return rejected
+        if raised.type == _IGNORE:
+            ignored: BaseException = Ignore()
+            return ignored
+    words = {"exc_type": raised.type, "exc_module": raised.module, "exc_message": raised.args}
+    try:
+        exc: BaseException = app.backend.exception_to_python(words)
+    except Exception as refused:
+        # Celery refuses what is no exception's class.
+        return refused
+    return exc
+
+
+def _retry(app: Celery, raised: Raised) -> BaseException:
+    cause = raised.cause
+    exc = _rebuilt(app, cause) if isinstance(cause, Raised) else cause
+    retry: BaseException = Retry(raised.message, exc, _moment(raised.when))
+    return retry
+
+
+def _moment(when: Any) -> Any:
+    """Return the time of a retry: seconds from now, or a datetime."""
+    return datetime.fromisoformat(when.replace("Z", "+00:00")) if isinstance(when, str) else when
+
+
+def recipe_of(task: Any) -> bytes | None:
+    """Return how to make `task` where no import makes it; None if that can't be told.
+
+    A function that is a task's body from the moment it is defined can't be told: its name stands
+    for the task. Importing its module makes the task.
+    """
+    kind = type(task)
+    own: Mapping[str, Any] = vars(kind)
+    target, options = kind, None
+    if own.get("_decorated"):
+        run = own["run"]
+        bound = not isinstance(run, staticmethod)
+        target = run if bound else run.__func__
+        options = {
+            key: value
+            for key, value in own.items()
+            if not key.startswith("_") and key not in _OF_THE_APP
+        }
+        options["bind"] = bound
+        if kind.__bases__ != (task.app.Task,):
+            options["base"] = kind.__bases__[0]
+    try:
+        return pickle.dumps(Recipe(target, options), protocol=4)
+    except Exception:
+        return None

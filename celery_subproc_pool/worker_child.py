@@ -1,0 +1,213 @@
+"""A Python child: a fresh interpreter that loads the worker's project and runs its tasks.
+
+Layer: above `loading` and `messages`. Run as ``python -m celery_subproc_pool.worker_child``; the
+first line of its stdin is a `protocol.Boot`, every other a `protocol.TaskRequest`.
+
+Nothing of the project, and nothing of Celery, is imported before the wire is safe: from then on,
+descriptor 0 is empty and descriptor 1 is stderr, whatever user code does to them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, BinaryIO, NoReturn
+
+__all__ = ("main",)
+
+#: As `supervisor.SLOT`, which this does not import.
+_SLOT = "CELERY_SUBPROC_POOL_SLOT"
+
+
+def main() -> NoReturn:
+    """Be a child, until stdin ends."""
+    requests, replies = _take_wire()
+    try:
+        boot = _read_boot(requests)
+        sys.path[:] = boot.path if boot.whole_path else _in_front(boot.path, sys.path)
+        sys.argv[:] = boot.argv
+        if boot.main_path is not None:
+            # Celery names the tasks of such a file as the worker does (celery/utils/imports.py).
+            os.environ["MP_MAIN_FILE"] = boot.main_path
+        from . import loading
+
+        app = loading.load(boot, int(os.environ.get(_SLOT, "0")))
+    except Exception as exc:
+        _say(replies, status="fatal", message=_why(exc))
+        sys.exit(1)
+    _say(replies, status="ready", protocol=1, pid=os.getpid())
+    _Child(app, boot.hostname, requests, replies).serve()
+
+
+def _take_wire() -> tuple[BinaryIO, int]:
+    """Keep the pipes for ourselves; no process that a task starts inherits them."""
+    requests = os.fdopen(os.dup(0), "rb", buffering=1 << 16)
+    replies = os.dup(1)
+    devnull = os.open(os.devnull, os.O_RDWR)
+    os.dup2(devnull, 0)
+    try:
+        os.dup2(2, 1)
+    except OSError:  # stderr is closed
+        os.dup2(devnull, 1)
+    os.close(devnull)
+    return requests, replies
+
+
+def _read_boot(requests: BinaryIO) -> Any:
+    line = requests.readline()
+    if not line:
+        # The worker is gone, or a person tries it by hand.
+        sys.exit("celery_subproc_pool.worker_child: started by the pool, it reads jobs from stdin")
+    from .protocol import decode_boot
+
+    return decode_boot(line)
+
+
+def _in_front(first: list[str], then: list[str]) -> list[str]:
+    return [*first, *(entry for entry in then if entry not in first)]
+
+
+def _why(exc: Exception) -> str:
+    """Return what went wrong: first in one line, then with all that Python has to say."""
+    text = "".join(traceback.format_exception(exc))
+    summary = f"{type(exc).__name__}: {exc}".replace("\n", " ")
+    message = f"{sys.executable} can't load the app: {summary}\n{text}"
+    return message.encode("utf-8", "backslashreplace").decode()
+
+
+def _say(descriptor: int, **fields: Any) -> None:
+    _write(descriptor, json.dumps(fields).encode() + b"\n")
+
+
+def _write(descriptor: int, line: bytes) -> None:
+    left = memoryview(line)
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+class _Child:
+    """Runs one job after the other.
+
+    Arguments:
+        app: the project's app.
+        hostname: the worker's node name.
+        requests: where requests come from.
+        replies: the descriptor for replies.
+    """
+
+    def __init__(self, app: Any, hostname: str, requests: BinaryIO, replies: int) -> None:
+        from celery.exceptions import SoftTimeLimitExceeded
+
+        self._app = app
+        self._hostname = hostname
+        self._requests = requests
+        self._replies = replies
+        self._limit_exceeded = SoftTimeLimitExceeded
+        self._working = False
+        self._pid = os.getpid()
+
+    def serve(self) -> NoReturn:
+        """Do jobs until stdin ends, or a job ends the process."""
+        signal.signal(signal.SIGUSR1, self._on_soft_limit)
+        status = 0
+        try:
+            self._serve()
+        except BrokenPipeError:
+            # The worker is gone, and nobody is left to answer.
+            pass
+        except SystemExit as exc:
+            status = _exit_status(exc)
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        finally:
+            self._exit(status)
+
+    def _serve(self) -> None:
+        from .messages import encode_end, task_arguments
+        from .protocol import decode_request
+
+        for line in self._requests:
+            request = decode_request(line)
+            end = self._run(task_arguments(request))
+            if os.getpid() != self._pid:
+                # A task forked, and its copy of this process came back here.
+                os._exit(0)
+            _flush_prints()
+            _write(self._replies, encode_end(self._app, request.id, end))
+
+    def _run(self, arguments: tuple[Any, ...]) -> Any:
+        from billiard.einfo import ExceptionInfo
+        from celery.app.trace import fast_trace_task
+
+        from .messages import End
+
+        try:
+            self._working = True
+            try:
+                self._require(arguments[0])
+                return End(False, fast_trace_task(*arguments))
+            finally:
+                self._working = False
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException:
+            return End(True, ExceptionInfo())
+
+    def _require(self, name: str) -> None:
+        if name not in self._app.tasks:
+            from celery.exceptions import NotRegistered
+
+            raise NotRegistered(
+                f"{name}: the worker knows this task and its Python children do not. Define it in a"
+                " module that loading the app imports"
+            )
+
+    def _on_soft_limit(self, signum: int, frame: FrameType | None) -> None:
+        # One that comes between two jobs was meant for the one that just ended.
+        if self._working:
+            raise self._limit_exceeded()
+
+    def _exit(self, status: int) -> NoReturn:
+        """End as a process of prefork does: at once, whatever threads the tasks have left."""
+        from celery import signals
+
+        try:
+            signals.worker_process_shutdown.send(
+                sender=self._hostname, pid=self._pid, exitcode=status
+            )
+            _flush_prints()
+        finally:
+            os._exit(status)
+
+
+def _exit_status(exc: SystemExit) -> int:
+    """Return the exit status that Python would give."""
+    if exc.code is None:
+        return 0
+    if isinstance(exc.code, int):
+        return exc.code & 0xFF
+    print(exc.code, file=sys.stderr)
+    return 1
+
+
+def _flush_prints() -> None:
+    """Let what a job printed stand in the log before its end does."""
+    flushes: list[Callable[[], object]] = [
+        stream.flush for stream in (sys.stdout, sys.stderr) if stream is not None
+    ]
+    for flush in flushes:
+        try:
+            flush()
+        except (AttributeError, OSError, ValueError):
+            # A broken log is not the job's fault.
+            continue
+
+
+if __name__ == "__main__":
+    main()
