@@ -18,7 +18,10 @@ from contextlib import suppress
 
 from .errors import SpawnError
 
-__all__ = ("ChildProcess", "pidfd")
+__all__ = ("STDERR", "ChildProcess", "pidfd")
+
+#: The environment variable that tells a child the number of its descriptor for our stderr.
+STDERR = "CELERY_SUBPROC_POOL_STDERR"
 
 #: Seconds that a killed process may take to end.
 KILL_GRACE = 5.0
@@ -34,7 +37,9 @@ class ChildProcess:
         argv: the program and its arguments; no shell runs.
         env: its whole environment.
         cwd: its working directory, None for ours.
-        stderr: where its stderr goes: "log" (a pipe to us), "inherit" or "null".
+        stderr: where its stderr goes: "log" (a pipe to us), "inherit" or "null"; "handover" is a
+            pipe to us, together with a descriptor of our own stderr, whose number stands in the
+            environment as `STDERR`, for the child to go on with.
 
     Raises:
         SpawnError: the operating system refused.
@@ -45,14 +50,18 @@ class ChildProcess:
     def __init__(
         self, argv: Sequence[str], env: Mapping[str, str], cwd: str | None, stderr: str
     ) -> None:
-        targets = {"log": subprocess.PIPE, "inherit": None, "null": subprocess.DEVNULL}
+        targets = {"inherit": None, "null": subprocess.DEVNULL}
+        handed_over = _duplicate(2) if stderr == "handover" else None
+        if handed_over is not None:
+            env = {**env, STDERR: str(handed_over)}
         try:
             self._popen = subprocess.Popen(
                 argv,
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=targets[stderr],
+                stderr=targets.get(stderr, subprocess.PIPE),
+                pass_fds=() if handed_over is None else (handed_over,),
                 cwd=cwd,
                 env=env,
                 # Its own session, hence group: it can be killed with all that it started, and
@@ -61,6 +70,9 @@ class ChildProcess:
             )
         except (OSError, ValueError, subprocess.SubprocessError) as exc:
             raise SpawnError(f"can't start {argv[0]!r}: {exc}") from exc
+        finally:
+            if handed_over is not None:
+                os.close(handed_over)
         assert self._popen.stdin is not None
         assert self._popen.stdout is not None
         self.pid = self._popen.pid
@@ -200,6 +212,14 @@ class ChildProcess:
         if self.pidfd is not None:
             os.close(self.pidfd)
         self.stdin = self.stdout = self.stderr = self.pidfd = None
+
+
+def _duplicate(descriptor: int) -> int | None:
+    try:
+        return os.dup(descriptor)
+    except OSError:
+        # It is closed: there is nothing to hand over.
+        return None
 
 
 def _waiting(pipe: int) -> int:

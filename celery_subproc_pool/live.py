@@ -7,7 +7,9 @@ engine says that there is something to read; decides nothing.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 
 import msgspec
 
@@ -37,13 +39,25 @@ class LiveChild:
         process: its process.
     """
 
-    __slots__ = ("_lines", "_logger", "_stderr", "child", "gone", "pid", "process", "writing")
+    __slots__ = (
+        "_lines",
+        "_logger",
+        "_stderr",
+        "child",
+        "gone",
+        "pid",
+        "process",
+        "ready",
+        "writing",
+    )
 
     def __init__(self, child: Child, process: ChildProcess) -> None:
         self.child = child
         self.process = process
         #: Whom to signal: under a wrapper, another than was started. None: out of our sight.
         self.pid: int | None = process.pid
+        #: Whether it has said so, after a handshake.
+        self.ready = False
         #: Whether its stdin is registered with the selector, for the rest of a request.
         self.writing = False
         #: Whether its exit has been seen.
@@ -80,20 +94,33 @@ class LiveChild:
             return False
         data = self.process.read(self.process.stderr)
         if data is not None:
-            self._log(self._stderr.feed(data))
+            self._take_stderr(data)
         return data != b""
 
     def end_stderr(self) -> None:
         """Log what is left of its stderr, an unfinished line included."""
         if self.process.stderr is not None:
             for data in self.process.read_rest(self.process.stderr):
-                self._log(self._stderr.feed(data))
-        self._log(self._stderr.feed(b""))
+                self._take_stderr(data)
+        self._take_stderr(b"")
 
     def facts(self) -> ChildFacts:
         """Return what there is to say, its latest stderr included."""
         self.read_stderr()
-        return ChildFacts(self.child.group.name, self.process.pid, tuple(self._stderr.tail))
+        # Once it is ready, we do not see what it writes to a stderr of its own: a line from its
+        # boot must not pass for its last.
+        unseen = self.ready and self.child.group.settings.stderr == "inherit"
+        tail = () if unseen else tuple(self._stderr.tail)
+        return ChildFacts(self.child.group.name, self.process.pid, tail)
+
+    def _take_stderr(self, data: bytes) -> None:
+        lines = self._stderr.feed(data)
+        if self.child.group.settings.stderr == "inherit":
+            # It boots, and is to write there itself soon.
+            with suppress(OSError):
+                os.write(2, data)
+        else:
+            self._log(lines)
 
     def _log(self, lines: list[str]) -> None:
         child = self.child

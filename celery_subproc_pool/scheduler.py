@@ -232,7 +232,10 @@ class Scheduler:
         """`child` said that it can't boot."""
         if child.state is ChildState.STOPPING:
             return []
-        return self._replace(child, f"it can't boot: {message}", now)
+        summary, _, _ = message.partition("\n")
+        actions = self._replace(child, f"it can't boot: {summary}", now)
+        child.group.failure = message
+        return actions
 
     def _take_into_service(self, child: Child) -> None:
         self._move(child, ChildState.IDLE)
@@ -329,9 +332,13 @@ class Scheduler:
         """Take `child` out of service, which shows that it is about to exit, and give it time."""
         if child.state is ChildState.STOPPING:
             return []
-        waited_for = child.state is ChildState.STARTING or (
-            child.job is not None and child.job.state is JobState.SENT
-        )
+        if child.state is ChildState.STARTING:
+            # Nothing but its exit status will tell more.
+            child.reason = reason
+            child.deadline = now + EOF_GRACE
+            self._wake_at(child.deadline)
+            return []
+        waited_for = child.job is not None and child.job.state is JobState.SENT
         grace = EOF_GRACE if waited_for else child.group.settings.stop_timeout
         self._escalate_at(child, now + grace, terminating=waited_for)
         return self._vacate(child, reason, now, blame=True)
@@ -399,7 +406,8 @@ class Scheduler:
             self._wake_at(child.deadline)
         elif child.state is ChildState.STARTING:
             seconds = child.group.settings.start_timeout
-            actions += self._replace(child, f"it was not ready within {seconds:g} s", now)
+            reason = child.reason or f"it was not ready within {seconds:g} s"
+            actions += self._replace(child, reason, now)
         elif child.terminating:
             child.deadline = None
             actions.append(Kill(child, signal.SIGKILL))

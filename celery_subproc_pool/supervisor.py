@@ -319,10 +319,11 @@ class Supervisor:
     def _spawn(self, action: records.Spawn) -> None:
         child = action.child
         settings = child.group.settings
+        # A child that gets to read how to boot also knows what to do with two of them.
+        handover = settings.stderr == "inherit" and child.group.boot
+        stderr = "handover" if handover else settings.stderr
         try:
-            process = ChildProcess(
-                settings.command, self._environment(child), settings.cwd, settings.stderr
-            )
+            process = ChildProcess(settings.command, self._environment(child), settings.cwd, stderr)
         except SpawnError as exc:
             if self._starting:
                 raise
@@ -507,6 +508,7 @@ class Supervisor:
         try:
             for message in live.messages(data):
                 if isinstance(message, Ready):
+                    live.ready = True
                     if message.pid is not None:
                         live.pid = live.process.member(message.pid)
                     actions = self.scheduler.ready(live.child, live.pid, now)

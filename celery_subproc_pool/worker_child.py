@@ -20,13 +20,15 @@ from typing import Any, BinaryIO, NoReturn
 
 __all__ = ("main",)
 
-#: As `supervisor.SLOT`, which this does not import.
+#: As `supervisor.SLOT` and `child.STDERR`, which this does not import.
 _SLOT = "CELERY_SUBPROC_POOL_SLOT"
+_STDERR = "CELERY_SUBPROC_POOL_STDERR"
 
 
 def main() -> NoReturn:
     """Be a child, until stdin ends."""
     requests, replies = _take_wire()
+    stderr = _workers_stderr()
     try:
         boot = _read_boot(requests)
         sys.path[:] = boot.path if boot.whole_path else _in_front(boot.path, sys.path)
@@ -40,6 +42,10 @@ def main() -> NoReturn:
     except Exception as exc:
         _say(replies, status="fatal", message=_why(exc))
         sys.exit(1)
+    if stderr is not None:
+        os.dup2(stderr, 1)
+        os.dup2(stderr, 2)
+        os.close(stderr)
     _say(replies, status="ready", protocol=1, pid=os.getpid())
     _Child(app, boot.hostname, requests, replies).serve()
 
@@ -58,6 +64,20 @@ def _take_wire() -> tuple[BinaryIO, int]:
     return requests, replies
 
 
+def _workers_stderr() -> int | None:
+    """Return the descriptor of the worker's own stderr, to be ours once we have booted: until then
+    the worker reads what we write there, to know why we could not."""
+    descriptor = os.environ.pop(_STDERR, None)
+    try:
+        if descriptor is not None:
+            os.set_inheritable(int(descriptor), False)
+            return int(descriptor)
+    except OSError:
+        # A wrapper has closed it: it stays with the worker's reading.
+        pass
+    return None
+
+
 def _read_boot(requests: BinaryIO) -> Any:
     line = requests.readline()
     if not line:
@@ -74,7 +94,11 @@ def _in_front(first: list[str], then: list[str]) -> list[str]:
 
 def _why(exc: Exception) -> str:
     """Return what went wrong: first in one line, then with all that Python has to say."""
-    text = "".join(traceback.format_exception(exc))
+    frames = exc.__traceback__
+    # The first frames are ours, and tell nothing of the project.
+    while frames is not None and frames.tb_frame.f_globals.get("__package__") == __package__:
+        frames = frames.tb_next
+    text = "".join(traceback.format_exception(type(exc), exc, frames))
     summary = f"{type(exc).__name__}: {exc}".replace("\n", " ")
     message = f"{sys.executable} can't load the app: {summary}\n{text}"
     return message.encode("utf-8", "backslashreplace").decode()

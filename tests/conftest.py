@@ -86,7 +86,7 @@ def no_process_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """After each test, no child of a pool that the test started is alive."""
     before = {process.pid for process in pool_processes()}
     yield
-    if "session_worker" in request.fixturenames:
+    if {"session_worker", "shared_worker"} & set(request.fixturenames):
         return
     wait_for(
         lambda: not [process for process in pool_processes() if process.pid not in before],

@@ -169,6 +169,11 @@ class Worker:
             print(self.log)
 
     @property
+    def log_path(self) -> Path:
+        """The file that the worker and its children write to."""
+        return self._log
+
+    @property
     def log(self) -> str:
         """What the worker has written so far."""
         return self._log.read_text()
