@@ -35,8 +35,9 @@ PATIENCE = 60.0
 #: What a Python child's interpreter must have installed.
 NEEDED = ("celery", "msgspec", __package__)
 
-#: Modules that hold the app in some variable, and are not where it is from.
-_NOT_THE_PROJECTS = ("celery", "kombu", __package__)
+#: Modules that hold the app in some variable, and are not where it is from; the last is another
+#: name of ``__main__``, by `multiprocessing`.
+_NOT_THE_PROJECTS = ("celery", "kombu", __package__, "__mp_main__")
 
 _QUESTION = """
 import importlib.util, json, sys

@@ -611,6 +611,7 @@ class Scheduler:
         child.reason = reason
         if child.state is ChildState.STARTING:
             child.group.failure = reason
+            child.deadline = None
         child.group.idle.pop(child, None)
         self._move(child, state)
         actions: list[Action] = []

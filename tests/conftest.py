@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 import uuid
@@ -25,6 +26,20 @@ os.environ[RUN] = uuid.uuid4().hex
 
 #: Seconds that anything may take on a machine that is slow and busy.
 DEADLINE = 30.0
+
+
+#: Of the servers that some tests need, on 127.0.0.1.
+PORTS = {"redis": 6379, "rabbitmq": 5672, "postgresql": 5432}
+
+
+def require(name: str) -> None:
+    """Skip where a server is not there; fail where one is required, as in CI."""
+    try:
+        socket.create_connection(("127.0.0.1", PORTS[name]), timeout=5).close()
+    except OSError as exc:
+        if os.environ.get("CSP_REQUIRE_BROKER"):
+            pytest.fail(f"{name} is required and does not answer: {exc}")
+        pytest.skip(f"{name} does not answer: {exc}")
 
 
 def python_child(name: str) -> list[str]:

@@ -18,14 +18,21 @@ class Channel(filesystem.Channel):
     """Writes each message beside its queue, and renames it into place."""
 
     def _put(self, queue: str, payload: Any, **kwargs: Any) -> None:
-        name = f"{uuid.uuid1().time}_{uuid.uuid4()}.{queue}.msg"
-        path = os.path.join(self.data_folder_out, name)
-        with open(f"{path}.unfinished", "w") as file:
+        key = uuid.uuid4()
+        # kombu before 5.4 takes whatever has the queue's name in its own.
+        unfinished = os.path.join(self.data_folder_out, f"unfinished-{key}")
+        with open(unfinished, "w") as file:
             file.write(dumps(payload))
-        os.rename(f"{path}.unfinished", path)
+        name = f"{uuid.uuid1().time}_{key}.{queue}.msg"
+        os.rename(unfinished, os.path.join(self.data_folder_out, name))
 
 
 class Transport(filesystem.Transport):
     """A broker that is a folder."""
 
     Channel = Channel
+
+    def drain_events(self, connection: Any, timeout: float | None = None) -> Any:
+        """Give up soon: a worker sees that it is to stop when this returns, and Celery waits for
+        seconds."""
+        return super().drain_events(connection, timeout=min(timeout or 0.2, 0.2))

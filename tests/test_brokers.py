@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import signal
-import socket
 import subprocess
 import time
 import uuid
@@ -24,31 +22,21 @@ from kombu import Connection, Queue
 
 from celery_subproc_pool import ChildTaskError
 
-from .conftest import CHILDREN, DEADLINE, python_child, wait_for
+from .conftest import CHILDREN, DEADLINE, PORTS, python_child, require, wait_for
 from .worker import Project
 
 BROKERS = {
     "redis": "redis://127.0.0.1:6379/9",
     "rabbitmq": "amqp://guest:guest@127.0.0.1:5672//",
 }
-PORTS = {"redis": 6379, "rabbitmq": 5672}
 BACKEND = "redis://127.0.0.1:6379/10"
 
 CODE = """
 from celery_subproc_pool import SubprocTask
+app.conf.include = ["ordinary_tasks"]
 @app.task(base=SubprocTask, name="do.late", acks_late=True, reject_on_worker_lost=True)
 def late(*args): ...
 """
-
-
-def require(name: str) -> None:
-    """Skip where a broker is not there; fail where one is required, as in CI."""
-    try:
-        socket.create_connection(("127.0.0.1", PORTS[name]), timeout=5).close()
-    except OSError as exc:
-        if os.environ.get("CSP_REQUIRE_BROKER"):
-            pytest.fail(f"{name} is required and does not answer: {exc}")
-        pytest.skip(f"{name} does not answer: {exc}")
 
 
 @pytest.fixture(
@@ -135,6 +123,22 @@ def test_ten_thousand_jobs_on_four_warm_perl_children_exactly_once_each(place: W
     lines = [line.split() for line in place.log.read_text().splitlines()]
     assert Counter(task_id for _, task_id in lines) == Counter(ids)
     assert len({pid for pid, _ in lines}) == 4
+
+
+def test_twenty_thousand_tasks_on_four_python_children_exactly_once_each(place: Workplace) -> None:
+    count = 20_000
+    with place.project.worker("-P", "celery_subproc_pool:Pool", "-c", "4") as worker:
+        with place.app.producer_pool.acquire() as producer:
+            for number in range(count):
+                place.app.send_task("log_pid", (str(place.log), number), producer=producer)
+        wait_for(lambda: place.log.read_bytes().count(b"\n") >= count, "all tasks", deadline=120)
+        children = {str(child.pid) for child in worker.children()}
+        assert worker.stop() == 0
+    lines = [line.split() for line in place.log.read_text().splitlines()]
+    assert Counter(int(number) for number, _ in lines) == Counter(range(count))
+    # Four of its own, beside those of the external groups; none of them was replaced.
+    assert {pid for _, pid in lines} <= children
+    assert "is replaced" not in worker.log
 
 
 def test_the_outcomes_on_the_event_loop(place: Workplace) -> None:

@@ -481,3 +481,17 @@ def test_a_directory_that_cannot_be_entered_is_refused(
 def test_an_environment_that_no_process_can_have_is_refused(env: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=r"^subproc_pool\.env: expected names without '='"):
         load({"argv": ["sh"], "env": env})
+
+
+def test_the_settings_of_python_children(environ: dict[str, str]) -> None:
+    python = load({"python": {"wrapper": "ls -l", "executable": "cat", "size": 2}}, environ).python
+    assert python.prefix == ("ls", "-l")
+    child = python.as_child(("cat", "-u"))
+    assert (child.command, child.size) == (("cat", "-u"), 2)
+    assert (child.handshake, child.timeout) == (True, None)
+    assert (child.soft_timeout_signal, child.stderr) == ("SIGUSR1", "inherit")
+
+
+def test_python_children_need_no_setting() -> None:
+    python = load(None).python
+    assert (python.executable, python.prefix, python.size) == (None, (), None)

@@ -54,6 +54,8 @@ class Process:
         self.asked: Job | None = None
         self.stdout_open = True
         self.killed = False
+        #: Whether it has still to say that it is ready.
+        self.boots = child.group.settings.handshake
 
 
 class World(RuleBasedStateMachine):
@@ -66,6 +68,9 @@ class World(RuleBasedStateMachine):
             "elastic": ChildSettings(argv=("true",), size=None, stop_timeout=3.0),
             "fixed": ChildSettings(
                 argv=("true",), size=2, stop_timeout=3.0, soft_timeout_signal="SIGUSR1"
+            ),
+            "tracing": ChildSettings(
+                argv=("true",), size=2, stop_timeout=3.0, handshake=True, start_timeout=7.0
             ),
         }
         limit = 3
@@ -99,11 +104,20 @@ class World(RuleBasedStateMachine):
         for action in actions:
             if isinstance(action, Accept):
                 self.accepts[action.job] += 1
-            elif isinstance(action, Settle) and isinstance(action.outcome, (Answered, Faulted)):
+            elif self.is_answer(action):
                 self.answers[action.job] += 1
             elif isinstance(action, (Settle, Finished)):
                 self.ends[action.job] += 1
         self.pending.extend(actions)
+
+    @staticmethod
+    def is_answer(action: Action) -> bool:
+        """Whether a tracer here goes on with the outcome."""
+        return (
+            isinstance(action, Settle)
+            and isinstance(action.outcome, (Answered, Faulted))
+            and action.job.traced_here
+        )
 
     def by_process(self, event: Event, *arguments: Any) -> None:
         """An event that a descriptor tells: the first thing in a turn."""
@@ -153,7 +167,7 @@ class World(RuleBasedStateMachine):
             self.scheduler.probed(action.child, 10**9 if boots else 0, self.now)
         elif isinstance(action, Write):
             self.write(action.child, action.job)
-        elif isinstance(action, Accept):
+        elif isinstance(action, Accept) and action.job.traced_here:
             self.preparing.append(action.job)
         elif isinstance(action, Settle):
             self.settle(action)
@@ -195,15 +209,15 @@ class World(RuleBasedStateMachine):
         job = action.job
         if job in self.exchanging:
             self.exchanging.remove(job)
-            if isinstance(action.outcome, (Answered, Faulted)):
+            if self.is_answer(action):
                 self.concluding.append(job)
         else:
-            assert not isinstance(action.outcome, (Answered, Faulted)), "nobody waits for it"
+            assert not self.is_answer(action), "nobody waits for it"
 
     # -- what jobs and tracers do
 
     @rule(
-        group=st.sampled_from(["elastic", "fixed", "elastic", "fixed", None]),
+        group=st.sampled_from(["elastic", "fixed", "tracing", "elastic", "fixed", "tracing", None]),
         timeout=st.sampled_from([None, None, 1.0, 20.0]),
         soft_timeout=st.sampled_from([None, None, 0.5, 30.0]),
         turn=st.booleans(),
@@ -211,7 +225,10 @@ class World(RuleBasedStateMachine):
     def submit(
         self, group: str | None, timeout: float | None, soft_timeout: float | None, turn: bool
     ) -> None:
-        job = Job(str(len(self.jobs)), "task", group, timeout, soft_timeout)
+        traced_here = group != "tracing"
+        job = Job(str(len(self.jobs)), "task", group, timeout, soft_timeout, traced_here)
+        if not traced_here:
+            job.request = REQUEST
         self.jobs.append(job)
         self.by_thread(self.scheduler.submit, job)
         if turn:
@@ -296,6 +313,23 @@ class World(RuleBasedStateMachine):
         if turn:
             self.end_turn()
 
+    @precondition(lambda self: any(process.boots for process in self.processes))
+    @rule(pick=PICK, well=st.sampled_from([True, True, False]), turn=st.booleans())
+    def boot(self, pick: int, well: bool, turn: bool) -> None:
+        if self.told_by_threads:
+            self.end_turn()
+        booting = [each for each in self.processes if each.boots and each.stdout_open]
+        if not booting:
+            return
+        process = booting[pick % len(booting)]
+        process.boots = False
+        if well:
+            self.by_process(self.scheduler.ready, process.child, 5000 + process.child.number)
+        else:
+            self.by_process(self.scheduler.boot_failed, process.child, "no such module\nat all")
+        if turn:
+            self.end_turn()
+
     @precondition(lambda self: self.processes)
     @rule(pick=PICK, wrong=st.sampled_from(["id", "no id", "garbage"]), turn=st.booleans())
     def misbehave(self, pick: int, wrong: str, turn: bool) -> None:
@@ -305,7 +339,7 @@ class World(RuleBasedStateMachine):
         if not process.stdout_open:
             return
         # A reply without an id, where there is a job, would be a good one.
-        if wrong == "garbage" or (wrong == "no id" and process.asked):
+        if wrong == "garbage" or process.boots or (wrong == "no id" and process.asked):
             self.by_process(self.scheduler.faulted, process.child, "not JSON")
         else:
             reply = Ok(id="nobody's" if wrong == "id" else None)
@@ -435,6 +469,8 @@ class World(RuleBasedStateMachine):
         for group in self.scheduler.groups.values():
             assert len(group.children) == len(group.slots), "each group is at full size"
             assert len(group.idle) == len(group.slots), "each child is idle"
+            assert group.came_up
+        assert not self.scheduler.booting
         assert len(self.scheduler.groups["fixed"].slots) == 2
         assert len(self.scheduler.groups["elastic"].slots) == self.scheduler.limit
 
@@ -443,7 +479,7 @@ class World(RuleBasedStateMachine):
             self.preparing
             or self.exchanging
             or self.concluding
-            or any(process.killed or process.asked for process in self.processes)
+            or any(each.killed or each.asked or each.boots for each in self.processes)
         )
 
     def let_all_go_well(self) -> None:
@@ -453,6 +489,9 @@ class World(RuleBasedStateMachine):
             if process.asked is not None:
                 self.by_process(self.scheduler.replied, process.child, Ok(id=process.asked.task_id))
                 process.asked = None
+            if process.boots:
+                process.boots = False
+                self.by_process(self.scheduler.ready, process.child, None)
         self.end_turn()
         for job in self.preparing[:]:
             self.preparing.remove(job)

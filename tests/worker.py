@@ -73,12 +73,17 @@ class Project:
         self.app.conf.update(full)
         if broker is None:
             self.app.conf.broker_transport = "tests.folder_broker:Transport"
-        text = HEADER.format(
+        self._write(
+            code,
             broker=broker or "filesystem://",
             backend=backend or f"file://{directory / 'results'}",
             conf=full,
         )
-        (directory / "proj.py").write_text(text + code)
+
+    def _write(self, code: str, broker: str, backend: str, conf: Mapping[str, Any]) -> None:
+        """Write the project's files."""
+        text = HEADER.format(broker=broker, backend=backend, conf=conf)
+        (self.directory / "proj.py").write_text(text + code)
 
     def environment(self, **extra: str) -> dict[str, str]:
         """Return the environment for commands: this process' own, less what is Celery's."""
@@ -128,11 +133,13 @@ class Worker:
         self._project = project
         self._words = words
         self._environ = environ
-        self._log = project.directory / "worker.log"
+        #: What the worker and its children write to.
+        self.log_path = project.directory / "worker.log"
 
     def __enter__(self) -> Worker:
         node = self._project.node
-        with self._log.open("w") as log:
+        self.log_path.write_text("")
+        with self.log_path.open("a") as log:
             self.process = subprocess.Popen(
                 self._project.command(
                     "worker", "-l", "INFO", "-n", node, *QUICK_START, *self._words
@@ -169,14 +176,9 @@ class Worker:
             print(self.log)
 
     @property
-    def log_path(self) -> Path:
-        """The file that the worker and its children write to."""
-        return self._log
-
-    @property
     def log(self) -> str:
         """What the worker has written so far."""
-        return self._log.read_text()
+        return self.log_path.read_text()
 
     def stop(self) -> int:
         """Stop the worker warmly; return its exit status."""

@@ -1,0 +1,277 @@
+"""Children that say when they are ready: the scheduler's decisions, and real children."""
+
+from __future__ import annotations
+
+import json
+import signal
+from contextlib import suppress
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from celery_subproc_pool.errors import ProtocolFault
+from celery_subproc_pool.protocol import (
+    Boot,
+    Fatal,
+    Raised,
+    Ready,
+    TaskMessage,
+    TaskRequest,
+    Traced,
+    decode_boot,
+    decode_greeting,
+    decode_request,
+    decode_traced,
+    encode,
+)
+from celery_subproc_pool.records import (
+    Answered,
+    Child,
+    ChildState,
+    CloseStdin,
+    Faulted,
+    Job,
+    JobState,
+    Kill,
+    Lost,
+    Settle,
+    Write,
+)
+from celery_subproc_pool.scheduler import EOF_GRACE
+
+from .conftest import sh_child
+from .engine import Engine, answer
+from .test_scheduler import World, kills, kind, new_child, reports
+
+ECHO = 'while IFS= read -r line; do echo \'{"status":"ok"}\'; done'
+READY = 'echo \'{"status":"ready","protocol":1}\''
+
+# -- what a child says of its boot
+
+
+@pytest.mark.parametrize(
+    ("line", "greeting"),
+    [
+        (b'{"status":"ready","protocol":1}', Ready(protocol=1)),
+        (b' {"status":"ready","protocol":1,"pid":7,"name":"x"}', Ready(protocol=1, pid=7)),
+        (b'{"status":"fatal","message":"no db"}', Fatal(message="no db")),
+        (b'{"status":"fatal"}', Fatal(message="no reason given")),
+        (b"Loading...", None),
+        (b"", None),
+        (b"\xff\xfe", None),
+        (b'["ready"]', None),
+    ],
+)
+def test_greetings(line: bytes, greeting: Ready | Fatal | None) -> None:
+    assert decode_greeting(line) == greeting
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"status":"ok"}', "Invalid value 'ok'"),
+        (b'{"status":"ready"}', "missing required field `protocol`"),
+        (b'{"status":"ready","protocol":2}', "it speaks protocol 2, and this pool protocol 1"),
+        (b'{"status":"ready","protocol":"1"}', "Expected `int`, got `str`"),
+        (b"{broken", "JSON is malformed"),
+        (b'{"\xff":1}', "can't decode byte"),
+    ],
+)
+def test_a_greeting_that_is_none(line: bytes, reason: str) -> None:
+    with pytest.raises(ProtocolFault, match=reason):
+        decode_greeting(line)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.binary() | st.text().map(str.encode) | st.text().map(lambda text: b"{" + text.encode()))
+def test_whatever_is_said_is_a_greeting_or_output_or_a_fault(line: bytes) -> None:
+    for decode in (decode_greeting, decode_traced):
+        with suppress(ProtocolFault):
+            decode(line)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Traced(id="x", result="5", runtime=0.5),
+        Traced(id="x", escaped=True, raised=Raised(type="ValueError", args=["a", 1])),
+        Traced(id="x", raised=Raised(type="Retry", cause=Raised(type="KeyError"), when=3)),
+    ],
+)
+def test_traces_come_back_as_they_were(message: Traced) -> None:
+    assert decode_traced(encode(message)[:-1]) == message
+
+
+def test_what_a_python_child_reads_comes_back_as_it_was() -> None:
+    boot = Boot(hostname="h", app="proj", recipes={"a": b"\x00\xff"}, tasks={"a": "proj"})
+    assert decode_boot(encode(boot)) == boot
+    request = TaskRequest(id="x", payload=TaskMessage(task="a", raw=b"\xff", request={"a": [1]}))
+    assert decode_request(encode(request)) == request
+
+
+# -- decisions
+
+BOOTING = kind(2, handshake=True, start_timeout=60.0)
+
+
+def jobs_without_tracer(world: World, *ids: str) -> list[Job]:
+    jobs = []
+    for task_id in ids:
+        job = Job(task_id, "task", "a", traced_here=False)
+        job.request = b"request"
+        world.tell(world.scheduler.submit, job)
+        jobs.append(job)
+    return jobs
+
+
+def ready(world: World, child: Child, pid: int | None = None) -> list[object]:
+    return list(world.tell(world.scheduler.ready, child, pid))
+
+
+def test_a_job_waits_until_a_child_is_ready() -> None:
+    world = World(a=BOOTING)
+    first, second = world.children()
+    assert first.state is second.state is ChildState.STARTING
+    [job] = jobs_without_tracer(world, "x")
+    assert job.state is JobState.QUEUED
+    assert world.scheduler.booting
+    assert Write(second, job) in ready(world, second, 4711)
+    assert second.pid == 4711
+    assert world.scheduler.booting
+    ready(world, first)
+    assert first.pid == 101
+    assert not world.scheduler.booting
+    assert world.scheduler.groups["a"].came_up
+
+
+def test_the_reply_of_a_job_without_a_tracer_here_is_its_end() -> None:
+    world = World(limit=1, a=BOOTING)
+    child, _ = world.children()
+    ready(world, child)
+    job, after = jobs_without_tracer(world, "x", "y")
+    reply = Traced(id="x", result="1")
+    actions = world.tell(world.scheduler.replied, child, reply)
+    assert actions[0] == Settle(job, Answered(reply), child)
+    assert Write(child, after) in actions
+    assert job.state is JobState.CLOSED
+    assert world.scheduler.open_jobs == 1
+
+
+def test_a_fault_ends_a_job_without_a_tracer_here() -> None:
+    world = World(a=BOOTING)
+    child, _ = world.children()
+    ready(world, child)
+    [job] = jobs_without_tracer(world, "x")
+    actions = world.tell(world.scheduler.faulted, child, "rubbish")
+    assert actions[0] == Settle(job, Faulted("rubbish"), child)
+    assert world.idle()
+
+
+def test_limits_of_a_child_that_was_ready_need_no_look_whether_it_boots() -> None:
+    world = World(boot_slowly=True, a=BOOTING)
+    child, _ = world.children()
+    ready(world, child)
+    job = Job("x", "task", "a", timeout=1.0, traced_here=False)
+    job.request = b"request"
+    world.tell(world.scheduler.submit, job)
+    assert kills(world.at(1.0)) == [signal.SIGKILL]
+
+
+def test_a_child_that_is_not_ready_in_time_is_replaced() -> None:
+    world = World(a=BOOTING)
+    first, second = world.children()
+    ready(world, second)
+    actions = world.at(60.0)
+    [report] = reports(actions)
+    assert (report.child, report.reason) == (first, "it was not ready within 60 s")
+    assert report.delay == pytest.approx(0.1)
+    assert kills(actions) == [signal.SIGKILL]
+    assert not world.scheduler.booting, "the first attempt of each slot is over"
+    assert world.tell(world.scheduler.ready, first, None) == []
+    assert world.tell(world.scheduler.boot_failed, first, "late") == []
+
+
+def test_a_child_that_says_why_it_cannot_boot() -> None:
+    world = World(a=BOOTING)
+    first, _ = world.children()
+    actions = world.tell(world.scheduler.boot_failed, first, "no database\n  at line 7")
+    [report] = reports(actions)
+    assert report.reason == "it can't boot: no database"
+    group = world.scheduler.groups["a"]
+    assert group.failure == "no database\n  at line 7"
+    assert not group.came_up
+
+
+def test_a_child_that_closes_its_stdout_while_it_boots_has_a_moment_to_exit() -> None:
+    world = World(a=BOOTING)
+    first, second = world.children()
+    for child in (first, second):
+        assert world.tell(world.scheduler.stdout_closed, child) == []
+    [report] = reports(world.tell(world.scheduler.exited, first, 7, 0))
+    assert report.reason == "it exited: exitcode 7"
+    [report] = reports(world.at(EOF_GRACE))
+    assert (report.child, report.reason) == (second, "it closed its stdout")
+
+
+def test_a_booting_child_is_stopped_like_any_other() -> None:
+    world = World(a=BOOTING)
+    first, second = world.children()
+    actions = world.tell(world.scheduler.stop)
+    assert actions == [CloseStdin(first), CloseStdin(second)]
+    assert Kill(first, signal.SIGTERM) in world.at(10.0)
+
+
+def test_a_replacement_boots_before_it_serves() -> None:
+    world = World(a=kind(1, handshake=True))
+    [child] = world.children()
+    ready(world, child)
+    [job] = jobs_without_tracer(world, "x")
+    actions = world.tell(world.scheduler.exited, child, -9, 0)
+    assert actions[0] == Settle(job, Lost(-9, ""), child)
+    [later] = jobs_without_tracer(world, "y")
+    successor = new_child(world.at(1.0))
+    assert later.state is JobState.QUEUED
+    assert Write(successor, later) in ready(world, successor)
+
+
+# -- real children
+
+
+def test_output_before_ready_is_logged_and_harms_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "celery_subproc_pool")
+    with Engine(sh_child(f"echo Loading...; {READY}; {ECHO}"), handshake=True) as engine:
+        answer(engine.run())
+        assert "Loading..." in caplog.text
+
+
+def test_a_child_that_greets_wrongly_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
+    script = 'echo \'{"status":"ok"}\'; read -r line'
+    with Engine(sh_child(script), handshake=True) as engine:
+        engine.turn_until(lambda: "is replaced" in caplog.text, "the replacement")
+    assert "Invalid value 'ok'" in caplog.text
+
+
+def test_a_fatal_child_tells_why(caplog: pytest.LogCaptureFixture) -> None:
+    fatal = json.dumps({"status": "fatal", "message": "no licence"})
+    with Engine(sh_child(f"echo '{fatal}'; read -r line"), handshake=True) as engine:
+        engine.turn_until(lambda: not engine.supervisor.scheduler.booting, "the end of the boot")
+        assert engine.supervisor.scheduler.groups["default"].failure == "no licence"
+    assert "it can't boot: no licence" in caplog.text
+
+
+def test_a_pid_that_is_none_of_the_childs_is_not_taken_for_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In a container, a pid means something else: nobody else's process gets the signal."""
+    ready_as_init = 'echo \'{"status":"ready","protocol":1,"pid":1}\''
+    with Engine(
+        sh_child(f"{ready_as_init}; {ECHO}"), handshake=True, soft_timeout_signal="SIGUSR1"
+    ) as engine:
+        answer(engine.run())
+        [child] = engine.supervisor.scheduler.groups["default"].children.values()
+        assert [child.pid] == engine.pids
+        live = engine.supervisor._live[child.number]
+        assert live.pid is None
