@@ -7,6 +7,7 @@ commands before it parses options, this module among them: that is the moment to
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 
 import click
 from celery import concurrency
@@ -49,13 +50,30 @@ def subproc() -> None:
 @click.pass_context
 def check(ctx: click.Context) -> None:
     """Check the setting subproc_pool, and say which children take which tasks."""
+    from . import launch
+    from .tasks import bind_tasks, needs_python_children, tasks_without_children
+
+    app = ctx.obj.app
     try:
-        settings = config.load(ctx.obj.app.conf.get(config.ROOT))
+        settings = config.load(app.conf.get(config.ROOT))
+        app.loader.import_default_modules()
+        app.finalize()
+        groups = bind_tasks(app, settings)
+        python = needs_python_children(app, settings, groups)
+        if python:
+            launch.check_executable(settings.python)
     except ConfigError as exc:
         raise click.ClickException(str(exc)) from None
     for name, child in settings.children.items():
-        size = "as many as -c says" if child.size is None else child.size
-        click.echo(f"{name}: {shlex.join(child.command)}")
-        click.echo(f"    size: {size}; tasks: {', '.join(child.tasks)}")
-    if not settings.children:
-        click.echo(f"{config.ROOT}.children is empty: no children are configured")
+        _show(name, child.command, child.size, child.tasks)
+    if python:
+        tasks = tasks_without_children(app, groups) or ["whatever comes"]
+        _show(config.PYTHON, launch.command(settings.python), settings.python.size, tasks)
+    else:
+        click.echo(f"{config.PYTHON}: no child, for there is no task for one")
+
+
+def _show(name: str, command: Sequence[str], size: int | None, tasks: Sequence[str]) -> None:
+    click.echo(f"{name}: {shlex.join(command)}")
+    many = "as many as -c says" if size is None else size
+    click.echo(f"    size: {many}; tasks: {', '.join(tasks)}")

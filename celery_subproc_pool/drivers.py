@@ -16,11 +16,15 @@ from celery.utils.log import get_logger
 from celery.worker import state
 
 from .compat import run_queued_acks
+from .errors import SpawnError
 from .supervisor import Supervisor
 
-__all__ = ("HubDriver", "ThreadDriver")
+__all__ = ("HubDriver", "ThreadDriver", "wait_for_children")
 
 logger = get_logger(__name__)
+
+#: Seconds between looks whether the worker is to stop while its children boot.
+BOOT_INTERVAL = 0.5
 
 #: Seconds between looks at the hub's timers while the pool drains.
 DRAIN_INTERVAL = 0.5
@@ -30,6 +34,22 @@ THREAD_INTERVAL = 60.0
 
 #: Seconds that a cold shutdown waits for the engine's thread.
 HALT_GRACE = 5.0
+
+
+def wait_for_children(supervisor: Supervisor) -> None:
+    """Turn the engine, which nobody drives yet, until all children with a handshake are ready.
+
+    Raises:
+        SpawnError: of a group, none came up.
+        celery.exceptions.WorkerShutdown or WorkerTerminate: the worker is to stop.
+    """
+    scheduler = supervisor.scheduler
+    while scheduler.booting:
+        supervisor.turn(supervisor.wait_time(BOOT_INTERVAL))
+        state.maybe_shutdown()
+    for group in scheduler.groups.values():
+        if not group.came_up:
+            raise SpawnError(f"no child of the group {group.name} came up: {group.failure}")
 
 
 class HubDriver:

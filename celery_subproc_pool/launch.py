@@ -20,12 +20,14 @@ import click
 from celery import Celery
 
 from . import protocol
-from .config import CELERY_PREFIX, PYTHON, ROOT, PythonSettings
+from .config import CELERY_PREFIX, PYTHON, ROOT, ChildSettings, PoolSettings, PythonSettings
 from .errors import ConfigError
 from .messages import recipe_of
 from .protocol import Boot
+from .records import Group
+from .tasks import needs_python_children
 
-__all__ = ("boot_line", "check_executable", "command")
+__all__ = ("boot_line", "check_executable", "command", "groups")
 
 logger = logging.getLogger("celery_subproc_pool")
 
@@ -44,6 +46,34 @@ import importlib.util, json, sys
 missing = [name for name in {needed!r} if importlib.util.find_spec(name) is None]
 print(json.dumps([list(sys.version_info[:2]), missing]))
 """
+
+
+def groups(
+    app: Celery, settings: PoolSettings, taken: Mapping[str, str], limit: int, hostname: str
+) -> dict[str, Group]:
+    """Return the groups of children that a worker has, by name.
+
+    Arguments:
+        app: the worker's app.
+        settings: the pool's settings.
+        taken: the external groups of the tasks that have one.
+        limit: the worker's concurrency.
+        hostname: the worker's node name.
+
+    Raises:
+        ConfigError: Python children can't be started as the settings say.
+    """
+
+    def size(child: ChildSettings) -> int:
+        return limit if child.size is None else child.size
+
+    found = {name: Group(name, child, size(child)) for name, child in settings.children.items()}
+    if needs_python_children(app, settings, taken):
+        check_executable(settings.python)
+        child = settings.python.as_child(command(settings.python))
+        boot = boot_line(app, settings.python, hostname, taken)
+        found[PYTHON] = Group(PYTHON, child, size(child), boot, protocol.decode_traced)
+    return found
 
 
 def command(settings: PythonSettings) -> tuple[str, ...]:
@@ -101,7 +131,7 @@ def check_executable(settings: PythonSettings, environ: Mapping[str, str] = os.e
 
 
 def boot_line(
-    app: Celery, settings: PythonSettings, hostname: str, groups: Mapping[str, str]
+    app: Celery, settings: PythonSettings, hostname: str, taken: Mapping[str, str]
 ) -> bytes:
     """Return the first line for every Python child.
 
@@ -109,7 +139,7 @@ def boot_line(
         app: the worker's app.
         settings: the Python children's.
         hostname: the worker's node name.
-        groups: the tasks that external children take, which need not be known to Python ones.
+        taken: the tasks that external children take, which need not be known to Python ones.
 
     Raises:
         ConfigError: the app can't be imported from anywhere, and can't be pickled either.
@@ -118,7 +148,7 @@ def boot_line(
     tasks = {
         name: task.__module__
         for name, task in app.tasks.items()
-        if name not in groups and not name.startswith(CELERY_PREFIX)
+        if name not in taken and not name.startswith(CELERY_PREFIX)
     }
     recipes = {name: recipe_of(app.tasks[name]) for name in tasks}
     own = settings.executable is None

@@ -25,22 +25,19 @@ from celery.worker import state
 
 from . import config, launch, messages, outcome, protocol
 from .compat import report_hard_timeout
-from .drivers import HubDriver, ThreadDriver
+from .drivers import HubDriver, ThreadDriver, wait_for_children
 from .errors import ConfigError, JobAbandoned, SpawnError
 from .jobs import Callbacks, PoolJob
 from .live import ChildFacts
-from .records import Answered, Child, Faulted, Group, Lost, Outcome, Terminated, TimedOut
+from .records import Answered, Child, Faulted, Lost, Outcome, Terminated, TimedOut
 from .scheduler import Scheduler
 from .supervisor import Supervisor
-from .tasks import bind_task, bind_tasks, refuse_task, tasks_without_children
+from .tasks import bind_task, bind_tasks, refuse_task
 from .tracing import TracingThreads
 
 __all__ = ("Pool",)
 
 logger = get_logger(__name__)
-
-#: Seconds between looks whether the worker is to stop while its children boot.
-BOOT_INTERVAL = 0.5
 
 #: Seconds that a cold shutdown waits for results that are being stored.
 STORE_GRACE = 5.0
@@ -72,7 +69,6 @@ class Pool(BasePool):
             raise
         #: The group of each task that has come so far; None for the worker itself.
         self._routes: dict[str, str | None] = {}
-        self._has_python = self._needs_python_children()
         self._semaphore = self.options.get("semaphore")
         #: Not over yet. This keeps them alive: Celery does not.
         self._jobs: set[PoolJob] = set()
@@ -98,10 +94,14 @@ class Pool(BasePool):
             WorkerShutdown: one can't be spawned; the log says which and why.
         """
         try:
-            supervisor = Supervisor(Scheduler(self._groups(), self.limit, random.random), self)
+            _, hostname = self.options.get("initargs") or (None, None)
+            groups = launch.groups(
+                self.app, self._settings, self._group_of, self.limit, hostname or gethostname()
+            )
+            supervisor = Supervisor(Scheduler(groups, self.limit, random.random), self)
             try:
                 supervisor.start()
-                self._wait_for_children(supervisor)
+                wait_for_children(supervisor)
             except BaseException:
                 supervisor.close()
                 raise
@@ -112,44 +112,6 @@ class Pool(BasePool):
         threaded = self.options.get("threads", True)
         self._driver = ThreadDriver(supervisor) if threaded else HubDriver(supervisor)
         self._driver.start()
-
-    def _needs_python_children(self) -> bool:
-        """Return whether there is, or may come, a task that no external child takes."""
-        return not self._settings.children or bool(tasks_without_children(self.app, self._group_of))
-
-    def _groups(self) -> dict[str, Group]:
-        def size(child: config.ChildSettings) -> int:
-            return self.limit if child.size is None else child.size
-
-        groups = {
-            name: Group(name, child, size(child)) for name, child in self._settings.children.items()
-        }
-        if self._has_python:
-            python = self._settings.python
-            launch.check_executable(python)
-            _, hostname = self.options.get("initargs") or (None, None)
-            child = python.as_child(launch.command(python))
-            boot = launch.boot_line(self.app, python, hostname or gethostname(), self._group_of)
-            groups[config.PYTHON] = Group(
-                config.PYTHON, child, size(child), boot, protocol.decode_traced
-            )
-        return groups
-
-    @staticmethod
-    def _wait_for_children(supervisor: Supervisor) -> None:
-        """Turn the engine until all children with a handshake are ready.
-
-        Raises:
-            SpawnError: of a group, none came up.
-        """
-        scheduler = supervisor.scheduler
-        while scheduler.booting:
-            supervisor.turn(supervisor.wait_time(BOOT_INTERVAL))
-            # Whoever stops the worker need not wait for its children to boot.
-            state.maybe_shutdown()
-        for group in scheduler.groups.values():
-            if not group.came_up:
-                raise SpawnError(f"no child of the group {group.name} came up: {group.failure}")
 
     def did_start_ok(self) -> bool:
         """Return whether every group has a child."""
@@ -277,7 +239,7 @@ class Pool(BasePool):
         which runs Celery's own tasks if it has no Python children."""
         task = self.app.tasks[name]
         group = bind_task(task, self._settings)
-        if group is None and self._has_python:
+        if group is None and config.PYTHON in self._engine.scheduler.groups:
             group = config.PYTHON
         elif group is None and not name.startswith(config.CELERY_PREFIX):
             refuse_task(task)

@@ -26,6 +26,7 @@ __all__ = (
     "bind_task",
     "bind_tasks",
     "exchanging",
+    "needs_python_children",
     "payload",
     "refuse_task",
     "tasks_without_children",
@@ -146,6 +147,11 @@ def tasks_without_children(app: Celery, groups: Mapping[str, str]) -> list[str]:
     """Return the names of the tasks of `app`, but for Celery's own, that are not in `groups`."""
     names = (name for name in app.tasks if not name.startswith(CELERY_PREFIX))
     return sorted(name for name in names if name not in groups)
+
+
+def needs_python_children(app: Celery, settings: PoolSettings, groups: Mapping[str, str]) -> bool:
+    """Return whether there is, or may come, a task that no external child takes."""
+    return not settings.children or bool(tasks_without_children(app, groups))
 
 
 def _group_of(task: Task, settings: PoolSettings) -> str | None:

@@ -35,10 +35,13 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "jobs": ({"errors", "outcome", "protocol", "records", "tasks"}, {"billiard"}),
     "compat": ({"jobs", "outcome"}, {"billiard", "celery", "kombu"}),
     "messages": ({"protocol"}, {"billiard", "celery", "kombu", "msgspec"}),
-    "launch": ({"config", "errors", "messages", "protocol"}, {"celery", "click"}),
+    "launch": (
+        {"config", "errors", "messages", "protocol", "records", "tasks"},
+        {"celery", "click"},
+    ),
     "loading": ({"compat", "messages", "protocol"}, {"billiard", "celery"}),
     "worker_child": ({"loading", "messages", "protocol"}, {"billiard", "celery"}),
-    "drivers": ({"compat", "supervisor"}, {"celery"}),
+    "drivers": ({"compat", "errors", "supervisor"}, {"celery"}),
     "pool": (
         {
             "compat",
@@ -59,7 +62,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         },
         {"billiard", "celery", "click"},
     ),
-    "cli": ({"config", "errors"}, {"celery", "click"}),
+    "cli": ({"config", "errors", "launch", "tasks"}, {"celery", "click"}),
 }
 
 #: Modules that decide: no clock, no process, no thread may come near them.

@@ -138,6 +138,15 @@ def test_subproc_check_shows_the_groups(project: Project) -> None:
     assert "tasks: do.it" in done.stdout
 
 
+def test_subproc_check_shows_the_tasks_of_python_children(tmp_path: Path) -> None:
+    code = "@app.task(name='a.b')\ndef b(): ...\n"
+    done = Project(tmp_path, conf={"subproc_pool": CHILDREN}, code=code).run("subproc", "check")
+    assert done.returncode == 0, done.stdout
+    python = done.stdout[done.stdout.index("python: ") :]
+    assert "-m celery_subproc_pool.worker_child\n" in python
+    assert "size: as many as -c says; tasks: a.b" in python
+
+
 def test_subproc_check_refuses_bad_settings(tmp_path: Path) -> None:
     project = Project(tmp_path, conf={"subproc_pool": {"argv": 3}})
     done = project.run("subproc", "check")
