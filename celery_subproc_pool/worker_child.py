@@ -171,17 +171,21 @@ class _Child:
 
         from .messages import End
 
+        result = None
         try:
             self._working = True
             try:
                 self._require(arguments[0])
-                return End(False, fast_trace_task(*arguments))
+                result = fast_trace_task(*arguments)
             finally:
                 self._working = False
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException:
-            return End(True, ExceptionInfo())
+            # A soft limit that came when the trace had ended changes nothing any more.
+            if result is None:
+                return End(True, ExceptionInfo())
+        return End(False, result)
 
     def _require(self, name: str) -> None:
         if name not in self._app.tasks:

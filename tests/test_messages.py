@@ -1,0 +1,230 @@
+"""Task messages on their way to a Python child and back, without a process."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from billiard.einfo import ExceptionInfo
+from celery import Celery, Task
+from celery.exceptions import Ignore, Reject, Retry
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from celery_subproc_pool.messages import (
+    End,
+    decode_end,
+    encode_end,
+    encode_task,
+    recipe_of,
+    task_arguments,
+)
+from celery_subproc_pool.protocol import Traced, decode_request, decode_traced
+
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
+OTHERS = (
+    st.datetimes()
+    | st.decimals(allow_nan=False)
+    | st.binary()
+    | st.uuids()
+    | st.sets(st.integers())
+    | st.text(st.characters(categories=["Cs"]), min_size=1)
+    | st.dictionaries(st.integers(), st.text(), min_size=1)
+)
+
+
+@pytest.fixture(scope="module")
+def app() -> Iterator[Celery]:
+    with Celery("messages", backend="cache+memory://", set_as_current=False) as app:
+        yield app
+
+
+def there_and_back(*arguments: Any) -> tuple[Any, ...]:
+    line = encode_task("the id", arguments)
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    return task_arguments(decode_request(line[:-1]))
+
+
+@unhurried
+@given(headers=st.dictionaries(st.text(), JSON | OTHERS, max_size=5), body=st.text() | st.binary())
+@pytest.mark.parametrize("content_encoding", ["utf-8", "binary"])
+def test_a_message_arrives_as_it_came(headers: Any, body: Any, content_encoding: str) -> None:
+    headers.pop("args", None)
+    headers.pop("kwargs", None)
+    sent = ("a.task", "the id", {**headers, "args": (1,), "kwargs": {}}, body)
+    name, task_id, request, received, *content = there_and_back(*sent, "text/x", content_encoding)
+    assert (name, task_id, content) == ("a.task", "the id", ["text/x", content_encoding])
+    assert request == headers
+    # Text that is marked as such may come decoded: kombu takes either.
+    assert received in (
+        body,
+        body.decode() if is_text(body) and content_encoding != "binary" else body,
+    )
+    if content_encoding == "binary":
+        assert type(received) is type(body)
+
+
+def is_text(body: Any) -> bool:
+    try:
+        return isinstance(body, bytes) and body.decode() is not None
+    except UnicodeDecodeError:
+        return False
+
+
+def test_a_body_that_was_deserialized_already() -> None:
+    """As Celery has it for messages of its first protocol."""
+    body = ([decimal.Decimal("1.5")], {"when": datetime.date(2026, 11, 23)}, {})
+    assert there_and_back("a", "the id", {"id": "x"}, body, None, None)[3] == body
+
+
+def test_a_memoryview_is_a_body_too() -> None:
+    for headers in ({}, {"when": datetime.datetime(2026, 11, 23)}):
+        found = there_and_back("a", "the id", headers, memoryview(b"\xff1"), "x", "binary")
+        assert found[3] == b"\xff1"
+
+
+def test_what_cannot_leave_the_process_is_an_error() -> None:
+    with pytest.raises(Exception, match="pickle"):
+        encode_task("x", ("a", "x", {"lock": lambda: None}, "[]", "json", "utf-8"))
+
+
+# -- ends
+
+
+def end_of(app: Celery, end: End) -> End:
+    reply = decode_traced(encode_end(app, "the id", end)[:-1])
+    assert isinstance(reply, Traced)
+    assert reply.id == "the id"
+    return decode_end(app, reply)
+
+
+def raised(exc: BaseException, internal: bool = False) -> ExceptionInfo:
+    try:
+        raise exc
+    except BaseException:
+        return ExceptionInfo(internal=internal)
+
+
+@unhurried
+@given(text=st.text(), runtime=st.floats(0, 1e6))
+def test_a_success_keeps_its_words(app: Celery, text: str, runtime: float) -> None:
+    assert end_of(app, End(False, (0, text, runtime))) == End(False, (0, text, runtime))
+
+
+def test_a_success_may_have_words_that_utf8_lacks(app: Celery) -> None:
+    assert end_of(app, End(False, (0, "\ud800", 0.1))).result[1] == "\\ud800"
+
+
+class Odd(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+    __repr__ = __str__
+
+
+class Refuses(Reject):
+    """A project's own kind of Celery's exception."""
+
+
+@pytest.mark.parametrize("escaped", [False, True])
+@pytest.mark.parametrize(
+    "exc",
+    [
+        ValueError("a", 1, [None]),
+        KeyError("k"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
+        MemoryError("none left"),
+        OSError(2, "gone"),
+    ],
+    ids=lambda exc: type(exc).__name__,
+)
+def test_an_exception_keeps_its_type_and_words(app: Celery, exc: Exception, escaped: bool) -> None:
+    einfo = raised(exc)
+    end = end_of(app, End(escaped, einfo if escaped else (1, einfo, 0.5)))
+    assert end.escaped == escaped
+    found = end.result if escaped else end.result[1]
+    assert isinstance(
+        found.exception, type(exc) if not isinstance(exc, UnicodeError) else Exception
+    )
+    assert found.traceback == einfo.traceback
+    if not isinstance(exc, UnicodeError):
+        assert str(found.exception) == str(exc)
+        assert repr(found.exception) == repr(exc)
+    assert einfo.traceback in str(found.exception.__cause__)
+
+
+def test_celerys_own_exceptions_mean_the_same(app: Celery) -> None:
+    retry = Retry("why", ValueError("cause"), 30)
+    found = end_of(app, End(False, (1, raised(retry), None))).result[1].exception
+    assert isinstance(found, Retry)
+    assert (found.message, repr(found.exc), found.when) == ("why", "ValueError('cause')", 30)
+    when = datetime.datetime(2026, 11, 23, tzinfo=datetime.timezone.utc)
+    found = end_of(app, End(False, (1, raised(Retry(when=when)), None))).result[1].exception
+    assert (found.exc, found.when) == (None, when)
+    found = end_of(app, End(False, (1, raised(Retry(exc="in words")), None))).result[1].exception
+    assert found.excs == "in words"
+    for reject in (Reject("no", requeue=True), Refuses("no", requeue=True)):
+        info = end_of(app, End(False, (1, raised(reject, internal=True), None))).result[1]
+        assert isinstance(info.exception, Reject)
+        assert (info.exception.reason, info.exception.requeue) == ("no", True)
+        assert info.internal
+    found = end_of(app, End(False, (1, raised(Ignore()), None))).result[1].exception
+    assert isinstance(found, Ignore)
+
+
+@pytest.mark.parametrize(
+    "exc", [Odd(uuid.uuid4()), ValueError("x" * 5_000_000), ValueError("\ud800")]
+)
+def test_an_exception_that_is_hard_to_send_arrives_curtailed(app: Celery, exc: Exception) -> None:
+    line = encode_end(app, "the id", End(False, (1, raised(exc), None)))
+    assert len(line) < 2_000_000
+    found = end_of(app, End(False, (1, raised(exc), None))).result[1].exception
+    assert isinstance(found, type(exc))
+
+
+def test_a_class_that_the_worker_lacks_is_replaced_by_one_of_its_name(app: Celery) -> None:
+    reply = decode_traced(
+        b'{"id":"x","raised":{"type":"CardError","module":"billing","args":["no funds"]}}'
+    )
+    assert isinstance(reply, Traced)
+    found = decode_end(app, reply).result[1].exception
+    assert (type(found).__name__, found.args) == ("CardError", ("no funds",))
+
+
+def test_what_is_no_exception_is_not_made(app: Celery) -> None:
+    reply = decode_traced(b'{"id":"x","raised":{"type":"getcwd","module":"os","args":[]}}')
+    assert isinstance(reply, Traced)
+    assert "Expected an exception class" in str(decode_end(app, reply).result[1].exception)
+
+
+# -- recipes
+
+
+def test_only_what_can_be_made_anew_has_a_recipe(app: Celery) -> None:
+    from . import embedded_tasks
+
+    app.task(embedded_tasks.plain, name="recipes.plain", bind=True)
+    app.register_task(embedded_tasks.PlainClass())
+
+    @app.task(name="recipes.closure")
+    def closure() -> None: ...
+
+    class Local(Task):
+        name = "recipes.local"
+
+    app.register_task(Local())
+    app.finalize()
+    with_recipe = {name for name, task in app.tasks.items() if recipe_of(task) is not None}
+    assert {"recipes.plain", "plain.class"} <= with_recipe
+    assert not {"recipes.closure", "recipes.local"} & with_recipe
