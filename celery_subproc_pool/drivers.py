@@ -6,6 +6,7 @@ to the worker's event loop, `drain` (a warm stop), `halt` (a cold one).
 
 from __future__ import annotations
 
+import shlex
 import threading
 import time
 from collections.abc import Callable
@@ -49,7 +50,11 @@ def wait_for_children(supervisor: Supervisor) -> None:
         state.maybe_shutdown()
     for group in scheduler.groups.values():
         if not group.came_up:
-            raise SpawnError(f"no child of the group {group.name} came up: {group.failure}")
+            command = shlex.join(group.settings.command)
+            failure = group.failure.rstrip()
+            raise SpawnError(
+                f"no child of the group {group.name} came up: {failure}\nIts command: {command}"
+            )
 
 
 class HubDriver:

@@ -109,9 +109,22 @@ class Pool(BasePool):
             logger.critical("The pool can't start: %s", exc)
             raise WorkerShutdown(EX_FAILURE) from None
         self._supervisor = supervisor
+        self._warn_of_unsupported_options()
         threaded = self.options.get("threads", True)
         self._driver = ThreadDriver(supervisor) if threaded else HubDriver(supervisor)
         self._driver.start()
+
+    def _warn_of_unsupported_options(self) -> None:
+        for option, name in (
+            ("maxtasksperchild", "--max-tasks-per-child"),
+            ("max_memory_per_child", "--max-memory-per-child"),
+        ):
+            if self.options.get(option):
+                logger.warning(
+                    "%s is set, and this version of the pool does not recycle children yet: they"
+                    " live as long as the worker",
+                    name,
+                )
 
     def did_start_ok(self) -> bool:
         """Return whether every group has a child."""

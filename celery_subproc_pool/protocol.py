@@ -230,7 +230,22 @@ def decode_reply(line: bytes) -> Reply:
     Raises:
         ProtocolFault: the line is no reply; the message says why and quotes its start.
     """
-    return _decode(_replies, line)
+    try:
+        return _decode(_replies, line)
+    except ProtocolFault:
+        if _is_ready(line):
+            raise ProtocolFault(
+                "it says that it is ready, and is not asked to: set handshake for its group,"
+                f" in the line {quote(line)}"
+            ) from None
+        raise
+
+
+def _is_ready(line: bytes) -> bool:
+    try:
+        return isinstance(decode_greeting(line), Ready)
+    except ProtocolFault:
+        return False
 
 
 def decode_traced(line: bytes) -> Reply:

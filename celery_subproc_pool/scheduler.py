@@ -406,7 +406,7 @@ class Scheduler:
             self._wake_at(child.deadline)
         elif child.state is ChildState.STARTING:
             seconds = child.group.settings.start_timeout
-            reason = child.reason or f"it was not ready within {seconds:g} s"
+            reason = child.reason or f"it was not ready within {seconds:g} s (start_timeout)"
             actions += self._replace(child, reason, now)
         elif child.terminating:
             child.deadline = None

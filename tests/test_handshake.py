@@ -21,6 +21,7 @@ from celery_subproc_pool.protocol import (
     Traced,
     decode_boot,
     decode_greeting,
+    decode_reply,
     decode_request,
     decode_traced,
     encode,
@@ -81,6 +82,13 @@ def test_greetings(line: bytes, greeting: Ready | Fatal | None) -> None:
 def test_a_greeting_that_is_none(line: bytes, reason: str) -> None:
     with pytest.raises(ProtocolFault, match=reason):
         decode_greeting(line)
+
+
+def test_a_greeting_that_nobody_expects_tells_which_setting_is_missing() -> None:
+    with pytest.raises(ProtocolFault, match="set handshake for its group"):
+        decode_reply(b'{"status":"ready","protocol":1}')
+    with pytest.raises(ProtocolFault, match="Invalid value 'ready'"):
+        decode_reply(b'{"status":"ready"}')
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -184,7 +192,7 @@ def test_a_child_that_is_not_ready_in_time_is_replaced() -> None:
     ready(world, second)
     actions = world.at(60.0)
     [report] = reports(actions)
-    assert (report.child, report.reason) == (first, "it was not ready within 60 s")
+    assert (report.child, report.reason) == (first, "it was not ready within 60 s (start_timeout)")
     assert report.delay == pytest.approx(0.1)
     assert kills(actions) == [signal.SIGKILL]
     assert not world.scheduler.booting, "the first attempt of each slot is over"
