@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 from celery import Celery
+from celery.local import Proxy
 
 from . import protocol
 from .config import CELERY_PREFIX, PYTHON, ROOT, ChildSettings, PoolSettings, PythonSettings
@@ -196,7 +197,7 @@ def _named_on_command_line(app: Celery) -> str | None:
     """Return what ``celery -A`` was given, if that is how the worker came by `app`."""
     context = click.get_current_context(silent=True)
     root = None if context is None else context.find_root()
-    if root is None or getattr(root.obj, "app", None) is not app:
+    if root is None or _app_of(root) is not app:
         return None
     name = root.params.get("app")
     return name if isinstance(name, str) else None
@@ -205,9 +206,15 @@ def _named_on_command_line(app: Celery) -> str | None:
 def _command_line_options(app: Celery) -> list[str]:
     """Return the ``name=value`` that stood behind ``--`` in ``celery worker``."""
     context = click.get_current_context(silent=True)
-    if context is None or getattr(context.obj, "app", None) is not app:
+    if context is None or _app_of(context) is not app:
         return []
     return list(context.args)
+
+
+def _app_of(context: click.Context) -> Celery | None:
+    app: Celery | None = getattr(context.obj, "app", None)
+    # A project may have it made when it is first used.
+    return app._get_current_object() if isinstance(app, Proxy) else app
 
 
 def _variable_of(app: Celery) -> str | None:
@@ -239,7 +246,11 @@ def _main() -> dict[str, str]:
 
 
 def _search_path(settings: PythonSettings, own: bool) -> list[str]:
-    here = os.getcwd()
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        # It was removed.
+        here = ""
     path = [entry or here for entry in sys.path]
     if not own:
         # Another interpreter has a library of its own; what the project added is the project's.

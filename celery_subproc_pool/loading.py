@@ -22,6 +22,7 @@ from billiard.common import REMAP_SIGTERM, TERM_SIGNAME, reset_signals
 from celery import Celery, platforms, signals
 from celery.app import trace
 from celery.app.utils import find_app
+from celery.local import Proxy
 
 from .compat import block_joins, install_fixups
 from .messages import Recipe
@@ -92,7 +93,8 @@ def _get_app(boot: Boot) -> Celery:
     if boot.app is None:
         raise LookupError("the worker did not say which app to load")
     app: Celery = find_app(boot.app)
-    return app
+    # A project may have it made when it is first used.
+    return app._get_current_object() if isinstance(app, Proxy) else app
 
 
 def _pickled(data: bytes) -> Celery:

@@ -86,6 +86,20 @@ SHAPES: dict[str, tuple[dict[str, str], list[str]]] = {
         },
         [*CELERY, "-A", "wsgi"],
     ),
+    "an app that is made when it is first used": (
+        {
+            "one.py": "from celery.local import Proxy\n_made = None\n"
+            "def get():\n"
+            "    global _made\n"
+            "    if _made is None:\n"
+            "        import hidden\n"
+            "        _made = hidden.app\n"
+            "    return _made\n"
+            "app = Proxy(get)\n",
+            "hidden.py": "{header}" + TASK,
+        },
+        [*CELERY, "-A", "one"],
+    ),
     "a script": ({"script.py": "import sys\n{header}" + TASK + MAIN}, ["script.py"]),
     "a module that is run": (
         {"shop/__init__.py": "", "shop/run.py": "import sys\n{header}" + TASK + MAIN},
