@@ -11,6 +11,7 @@ __all__ = (
     "RequestEncodeError",
     "SpawnError",
     "SubprocPoolError",
+    "TaskMemoryError",
     "TransitionError",
 )
 
@@ -33,6 +34,14 @@ class ProtocolFault(SubprocPoolError):
 
 class RequestEncodeError(SubprocPoolError):
     """A task's arguments can't be written as JSON. The message names the argument."""
+
+
+class TaskMemoryError(SubprocPoolError):
+    """A task in a Python child raised `MemoryError`.
+
+    Not a `MemoryError` itself: Celery raises one that it is told of again, in the worker, which
+    would end (celery/worker/request.py: `Request.on_failure`).
+    """
 
 
 class NotInWorkerError(SubprocPoolError):

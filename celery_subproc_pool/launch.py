@@ -14,6 +14,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 import click
@@ -187,6 +188,9 @@ def _how_to_get(app: Celery) -> dict[str, Any]:
 
 def _picklable(settings: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
     for name, value in settings.items():
+        if isinstance(value, ModuleType):
+            # What a configuration module imports for itself.
+            continue
         try:
             yield name, pickle.dumps(value, protocol=4)
         except Exception as exc:

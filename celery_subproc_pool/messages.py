@@ -20,6 +20,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from kombu.utils.encoding import safe_repr
 
 from . import protocol
+from .errors import TaskMemoryError
 from .protocol import Raised, TaskMessage, TaskRequest, Traced
 
 __all__ = (
@@ -187,7 +188,10 @@ def decode_end(app: Celery, reply: Traced) -> End:
     """
     if reply.raised is None:
         return End(False, (0, reply.result, reply.runtime))
-    einfo = _exception_info(app, reply.raised)
+    exc = _rebuilt(app, reply.raised)
+    if isinstance(exc, MemoryError):
+        exc = TaskMemoryError(f"the task ran out of memory: {exc}")
+    einfo = _exception_info(exc, reply.raised)
     return End(True, einfo) if reply.escaped else End(False, (1, einfo, reply.runtime))
 
 
@@ -204,7 +208,7 @@ def _raised(app: Celery, einfo: ExceptionInfo) -> Raised:
             module=_PREDICATES,
             cause=cause,
             message=exc.message,
-            when=exc.when,
+            when=_sendable(exc.when),
             **facts,
         )
     if isinstance(exc, Reject):
@@ -249,8 +253,7 @@ def _bare(exc: BaseException) -> BaseException:
     return bare
 
 
-def _exception_info(app: Celery, raised: Raised) -> ExceptionInfo:
-    exc = _rebuilt(app, raised)
+def _exception_info(exc: BaseException, raised: Raised) -> ExceptionInfo:
     try:
         raise exc
     except BaseException:
@@ -288,9 +291,19 @@ def _retry(app: Celery, raised: Raised) -> BaseException:
     return retry
 
 
+def _sendable(when: Any) -> Any:
+    """Return the time of a retry for the wire: seconds from now, a datetime's text, or words."""
+    if isinstance(when, datetime):
+        return when.isoformat()
+    return when if _is_plain(when) else _text(safe_repr(when))
+
+
 def _moment(when: Any) -> Any:
-    """Return the time of a retry: seconds from now, or a datetime."""
-    return datetime.fromisoformat(when.replace("Z", "+00:00")) if isinstance(when, str) else when
+    """Return what `_sendable` was given, as far as it can be told."""
+    try:
+        return datetime.fromisoformat(when) if isinstance(when, str) else when
+    except ValueError:
+        return when
 
 
 def recipe_of(task: Any) -> bytes | None:

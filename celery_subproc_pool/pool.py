@@ -364,7 +364,11 @@ class Pool(BasePool):
         callbacks = job.callbacks
         if isinstance(result, Answered):
             assert isinstance(result.reply, protocol.Traced)
-            end = messages.decode_end(self.app, result.reply)
+            try:
+                end = messages.decode_end(self.app, result.reply)
+            except Exception as exc:
+                # Whatever it is, the job has come to its end.
+                end = messages.End(True, outcome.exception_info(exc))
             (callbacks.error_callback if end.escaped else callbacks.callback)(end.result)
         elif isinstance(result, TimedOut):
             report_hard_timeout(job, result.seconds)

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any, BinaryIO, NoReturn
 
@@ -46,7 +46,11 @@ def main() -> NoReturn:
         os.dup2(stderr, 1)
         os.dup2(stderr, 2)
         os.close(stderr)
-    _say(replies, status="ready", protocol=1, pid=os.getpid())
+    try:
+        _say(replies, status="ready", protocol=1, pid=os.getpid())
+    except BrokenPipeError:
+        # The worker is gone.
+        sys.exit(0)
     _Child(app, boot.hostname, requests, replies).serve()
 
 
@@ -153,30 +157,30 @@ class _Child:
             self._exit(status)
 
     def _serve(self) -> None:
-        from .messages import encode_end, task_arguments
+        from .messages import encode_end
         from .protocol import decode_request
 
         for line in self._requests:
             request = decode_request(line)
-            end = self._run(task_arguments(request))
+            end = self._run(request)
             if os.getpid() != self._pid:
                 # A task forked, and its copy of this process came back here.
                 os._exit(0)
             _flush_prints()
             _write(self._replies, encode_end(self._app, request.id, end))
 
-    def _run(self, arguments: tuple[Any, ...]) -> Any:
+    def _run(self, request: Any) -> Any:
         from billiard.einfo import ExceptionInfo
         from celery.app.trace import fast_trace_task
 
-        from .messages import End
+        from .messages import End, task_arguments
 
         result = None
         try:
             self._working = True
             try:
-                self._require(arguments[0])
-                result = fast_trace_task(*arguments)
+                self._require(request.payload.task)
+                result = fast_trace_task(*task_arguments(request))
             finally:
                 self._working = False
         except (SystemExit, KeyboardInterrupt):
@@ -226,15 +230,10 @@ def _exit_status(exc: SystemExit) -> int:
 
 def _flush_prints() -> None:
     """Let what a job printed stand in the log before its end does."""
-    flushes: list[Callable[[], object]] = [
-        stream.flush for stream in (sys.stdout, sys.stderr) if stream is not None
-    ]
-    for flush in flushes:
-        try:
-            flush()
-        except (AttributeError, OSError, ValueError):
-            # A broken log is not the job's fault.
-            continue
+    for name in ("stdout", "stderr"):
+        # Whatever a task has put there, its job is done, and a broken log is not its fault.
+        with suppress(Exception):
+            getattr(sys, name).flush()
 
 
 if __name__ == "__main__":

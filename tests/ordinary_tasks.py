@@ -14,11 +14,12 @@ import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from celery import Task, shared_task, signals
-from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
 
 logger = get_task_logger(__name__)
@@ -235,6 +236,27 @@ def noisy() -> str:
 @shared_task(name="asking")
 def asking() -> str:
     return input("name? ")
+
+
+@shared_task(name="breaking_stdout", acks_late=True, reject_on_worker_lost=True)
+def breaking_stdout(how: str) -> int:
+    """Leave a stdout behind that is none."""
+
+    class Broken:
+        def write(self, text: str) -> None: ...
+
+    class Raising(Broken):
+        def flush(self) -> None:
+            raise RuntimeError("no flush")
+
+    streams: dict[str, Any] = {"no flush": Broken(), "raising": Raising(), "none": None}
+    sys.stdout = streams[how]
+    return os.getpid()
+
+
+@shared_task(name="odd_retry", acks_late=True)
+def odd_retry() -> None:
+    raise Retry("in words", when=timedelta(seconds=3))
 
 
 @shared_task(name="closing")

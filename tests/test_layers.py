@@ -34,7 +34,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "tasks": ({"config", "errors", "outcome", "protocol"}, {"celery"}),
     "jobs": ({"errors", "outcome", "protocol", "records", "tasks"}, {"billiard"}),
     "compat": ({"jobs", "outcome"}, {"billiard", "celery", "kombu"}),
-    "messages": ({"protocol"}, {"billiard", "celery", "kombu", "msgspec"}),
+    "messages": ({"errors", "protocol"}, {"billiard", "celery", "kombu", "msgspec"}),
     "launch": (
         {"config", "errors", "messages", "protocol", "records", "tasks"},
         {"celery", "click"},

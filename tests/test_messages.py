@@ -145,7 +145,6 @@ class Refuses(Reject):
         ValueError("a", 1, [None]),
         KeyError("k"),
         UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
-        MemoryError("none left"),
         OSError(2, "gone"),
     ],
     ids=lambda exc: type(exc).__name__,
@@ -163,6 +162,21 @@ def test_an_exception_keeps_its_type_and_words(app: Celery, exc: Exception, esca
         assert str(found.exception) == str(exc)
         assert repr(found.exception) == repr(exc)
     assert einfo.traceback in str(found.exception.__cause__)
+
+
+def test_a_memory_error_does_not_reach_celery_which_would_end_the_worker(app: Celery) -> None:
+    for escaped in (False, True):
+        einfo = raised(MemoryError("none left"))
+        end = end_of(app, End(escaped, einfo if escaped else (1, einfo, 0.5)))
+        exc = (end.result if escaped else end.result[1]).exception
+        assert not isinstance(exc, MemoryError)
+        assert str(exc) == "the task ran out of memory: none left"
+
+
+def test_an_odd_time_of_a_retry_stays_words(app: Celery) -> None:
+    retry = Retry("why", when=datetime.timedelta(seconds=3))
+    found = end_of(app, End(False, (1, raised(retry), None))).result[1].exception
+    assert (found.message, found.when) == ("why", "datetime.timedelta(seconds=3)")
 
 
 def test_celerys_own_exceptions_mean_the_same(app: Celery) -> None:

@@ -315,6 +315,31 @@ def test_a_task_that_closes_the_standard_descriptors_harms_nobody(it: Running) -
     assert it.get("add", 1, 2) == 3
 
 
+@pytest.mark.parametrize("how", ["no flush", "raising", "none"])
+def test_a_task_that_breaks_its_stdout_is_done_once(it: Running, how: str) -> None:
+    pid = it.get("breaking_stdout", how)
+    assert {it.get("breaking_stdout", how) for _ in range(3)} <= {
+        c.pid for c in it.worker.children()
+    }
+    assert pid in {child.pid for child in it.worker.children()}
+
+
+@ours
+@pytest.mark.parametrize("acks_late", [False, True])
+def test_a_task_that_runs_out_of_memory_fails_and_the_worker_goes_on(
+    tmp_path: Path, acks_late: bool
+) -> None:
+    """On prefork, the worker ends."""
+    conf = {"task_acks_late": acks_late, "worker_prefetch_multiplier": 1}
+    project = Project(tmp_path, conf=conf, code=CODE)
+    with project.worker("-P", POOL, "-c", "1") as worker:
+        running = Running(project, worker)
+        with pytest.raises(Exception, match="none left"):
+            running.get("fail", "memory")
+        running.send("odd_retry")
+        assert running.get("add", 1, 2) == 3
+
+
 @ours
 def test_a_forked_copy_of_the_child_answers_nothing(it: Running) -> None:
     for _ in range(4):
