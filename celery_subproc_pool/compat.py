@@ -5,6 +5,7 @@ Layer: above `jobs`; imports Celery and kombu.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import celery
@@ -16,7 +17,13 @@ from kombu.message import Message
 from .jobs import PoolJob
 from .outcome import exception_info
 
-__all__ = ("block_joins", "install_fixups", "report_hard_timeout", "run_queued_acks")
+__all__ = (
+    "app_argument",
+    "block_joins",
+    "install_fixups",
+    "report_hard_timeout",
+    "run_queued_acks",
+)
 
 logger = get_logger(__name__)
 
@@ -52,6 +59,27 @@ def run_queued_acks(hub: Any) -> None:
             callback()
         else:
             hub.call_soon(callback)
+
+
+def app_argument(parameter: object, argv: Sequence[str], environ: Mapping[str, str]) -> str | None:
+    """Return what the option ``-A`` of the `celery` command was given; None if it was not.
+
+    Arguments:
+        parameter: the option's value in click's context. Older versions (5.3) have put the app
+            that they found there in the name's place.
+        argv: the command line, for them.
+        environ: the environment, which may have it instead.
+    """
+    if isinstance(parameter, str):
+        return parameter
+    for word, following in zip(argv, (*argv[1:], ""), strict=True):
+        if word in ("-A", "--app"):
+            return following
+        if word.startswith("--app="):
+            return word.removeprefix("--app=")
+        if word.startswith("-A"):
+            return word[2:]
+    return environ.get("CELERY_APP")
 
 
 def block_joins() -> None:

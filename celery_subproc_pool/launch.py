@@ -14,14 +14,17 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
 import click
 from celery import Celery
+from celery.app.utils import find_app
 from celery.local import Proxy
 
 from . import protocol
+from .compat import app_argument
 from .config import CELERY_PREFIX, PYTHON, ROOT, ChildSettings, PoolSettings, PythonSettings
 from .errors import ConfigError
 from .messages import recipe_of
@@ -203,8 +206,11 @@ def _named_on_command_line(app: Celery) -> str | None:
     root = None if context is None else context.find_root()
     if root is None or _app_of(root) is not app:
         return None
-    name = root.params.get("app")
-    return name if isinstance(name, str) else None
+    name = app_argument(root.params.get("app"), sys.argv, os.environ)
+    with suppress(Exception):
+        if name and _unwrapped(find_app(name)) is app:
+            return name
+    return None
 
 
 def _command_line_options(app: Celery) -> list[str]:
@@ -216,9 +222,13 @@ def _command_line_options(app: Celery) -> list[str]:
 
 
 def _app_of(context: click.Context) -> Celery | None:
-    app: Celery | None = getattr(context.obj, "app", None)
+    return _unwrapped(getattr(context.obj, "app", None))
+
+
+def _unwrapped(app: Any) -> Celery | None:
     # A project may have it made when it is first used.
-    return app._get_current_object() if isinstance(app, Proxy) else app
+    found: Celery | None = app._get_current_object() if isinstance(app, Proxy) else app
+    return found
 
 
 def _variable_of(app: Celery) -> str | None:

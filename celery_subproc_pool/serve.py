@@ -109,15 +109,15 @@ def serve(tasks: Union[Mapping[str, Callable[..., Any]], Callable[[Payload], Any
     A request that can't be read ends the process with status 2.
     """
     run = _dispatcher(tasks)
-    requests, replies = _take_wire()
+    requests, replies = take_wire()
     _ignore_ctrl_c()
     with requests:
         for line in requests:
             task_id, payload = _parse(line)
             reply = _encode(task_id, _outcome(run, payload))
-            _flush_prints()
+            flush_prints()
             try:
-                _write(replies, reply)
+                write_all(replies, reply)
             except BrokenPipeError:
                 return  # the worker is gone, and nobody is left to answer
 
@@ -142,7 +142,7 @@ def _dispatcher(
     return run
 
 
-def _take_wire() -> Tuple[BinaryIO, int]:
+def take_wire() -> Tuple[BinaryIO, int]:
     """Keep the pipes for ourselves: on return, fd 0 reads nothing and fd 1 is where stderr goes."""
     # dup() and open() give descriptors that a subprocess doesn't inherit; dup2() one that it does.
     requests = os.fdopen(os.dup(0), "rb")
@@ -224,14 +224,15 @@ def _line(task_id: str, reply: Reply) -> bytes:
     return text.encode("utf-8") + b"\n"
 
 
-def _flush_prints() -> None:
+def flush_prints() -> None:
     """Show what the job printed before its reply ends it; a broken log is not the job's fault."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, OSError, ValueError):  # None, a gone reader, closed
+        with suppress(Exception):  # None, a gone reader, closed, or what the job has put there
             stream.flush()
 
 
-def _write(descriptor: int, line: bytes) -> None:
+def write_all(descriptor: int, line: bytes) -> None:
+    """Write all of *line*, however often the pipe is full."""
     left = memoryview(line)
     while left:
         left = left[os.write(descriptor, left) :]

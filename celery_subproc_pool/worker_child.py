@@ -1,7 +1,8 @@
 """A Python child: a fresh interpreter that loads the worker's project and runs its tasks.
 
-Layer: above `loading` and `messages`. Run as ``python -m celery_subproc_pool.worker_child``; the
-first line of its stdin is a `protocol.Boot`, every other a `protocol.TaskRequest`.
+Layer: above `loading`, `messages` and `serve`. Run as
+``python -m celery_subproc_pool.worker_child``; the first line of its stdin is a `protocol.Boot`,
+every other a `protocol.TaskRequest`.
 
 Nothing of the project, and nothing of Celery, is imported before the wire is safe: from then on,
 descriptor 0 is empty and descriptor 1 is stderr, whatever user code does to them.
@@ -14,9 +15,10 @@ import os
 import signal
 import sys
 import traceback
-from contextlib import suppress
 from types import FrameType
 from typing import Any, BinaryIO, NoReturn
+
+from .serve import flush_prints, take_wire, write_all
 
 __all__ = ("main",)
 
@@ -27,7 +29,7 @@ _STDERR = "CELERY_SUBPROC_POOL_STDERR"
 
 def main() -> NoReturn:
     """Be a child, until stdin ends."""
-    requests, replies = _take_wire()
+    requests, replies = take_wire()
     stderr = _workers_stderr()
     try:
         boot = _read_boot(requests)
@@ -52,20 +54,6 @@ def main() -> NoReturn:
         # The worker is gone.
         sys.exit(0)
     _Child(app, boot.hostname, requests, replies).serve()
-
-
-def _take_wire() -> tuple[BinaryIO, int]:
-    """Keep the pipes for ourselves; no process that a task starts inherits them."""
-    requests = os.fdopen(os.dup(0), "rb", buffering=1 << 16)
-    replies = os.dup(1)
-    devnull = os.open(os.devnull, os.O_RDWR)
-    os.dup2(devnull, 0)
-    try:
-        os.dup2(2, 1)
-    except OSError:  # stderr is closed
-        os.dup2(devnull, 1)
-    os.close(devnull)
-    return requests, replies
 
 
 def _workers_stderr() -> int | None:
@@ -109,13 +97,7 @@ def _why(exc: Exception) -> str:
 
 
 def _say(descriptor: int, **fields: Any) -> None:
-    _write(descriptor, json.dumps(fields).encode() + b"\n")
-
-
-def _write(descriptor: int, line: bytes) -> None:
-    left = memoryview(line)
-    while left:
-        left = left[os.write(descriptor, left) :]
+    write_all(descriptor, json.dumps(fields).encode() + b"\n")
 
 
 class _Child:
@@ -166,8 +148,8 @@ class _Child:
             if os.getpid() != self._pid:
                 # A task forked, and its copy of this process came back here.
                 os._exit(0)
-            _flush_prints()
-            _write(self._replies, encode_end(self._app, request.id, end))
+            flush_prints()
+            write_all(self._replies, encode_end(self._app, request.id, end))
 
     def _run(self, request: Any) -> Any:
         from billiard.einfo import ExceptionInfo
@@ -213,7 +195,7 @@ class _Child:
             signals.worker_process_shutdown.send(
                 sender=self._hostname, pid=self._pid, exitcode=status
             )
-            _flush_prints()
+            flush_prints()
         finally:
             os._exit(status)
 
@@ -226,14 +208,6 @@ def _exit_status(exc: SystemExit) -> int:
         return exc.code & 0xFF
     print(exc.code, file=sys.stderr)
     return 1
-
-
-def _flush_prints() -> None:
-    """Let what a job printed stand in the log before its end does."""
-    for name in ("stdout", "stderr"):
-        # Whatever a task has put there, its job is done, and a broken log is not its fault.
-        with suppress(Exception):
-            getattr(sys, name).flush()
 
 
 if __name__ == "__main__":

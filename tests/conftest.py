@@ -127,7 +127,7 @@ def celery_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "control_folder": str(directory / "control"),
             "polling_interval": 0.01,
         },
-        "result_backend": f"file://{directory / 'results'}",
+        "result_backend": f"tests.folder_broker:Backend+file://{directory / 'results'}",
         "worker_hijack_root_logger": False,
         "accept_content": ["json", "pickle"],
         "subproc_pool": {

@@ -1,7 +1,7 @@
-"""kombu's filesystem transport, whose messages appear complete.
+"""kombu's filesystem transport and Celery's filesystem backend, whose files appear complete.
 
-kombu writes a message where a reader may open it before its text is there, and the reader ends with
-a JSON error: seen with kombu 5.7 on a busy machine.
+Both write where a reader may open the file before its text is there, and the reader ends with a
+JSON error: seen on a busy machine.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import uuid
 from typing import Any
 
+from celery.backends.filesystem import FilesystemBackend
 from kombu.transport import filesystem
 from kombu.utils.json import dumps
 
@@ -36,3 +37,14 @@ class Transport(filesystem.Transport):
         """Give up soon: a worker sees that it is to stop when this returns, and Celery waits for
         seconds."""
         return super().drain_events(connection, timeout=min(timeout or 0.2, 0.2))
+
+
+class Backend(FilesystemBackend):
+    """Writes each result beside its place, and renames it."""
+
+    def set(self, key: bytes, value: str | bytes) -> None:
+        place = self._filename(key)
+        unfinished = place + b"-" + uuid.uuid4().hex.encode()
+        with self.open(unfinished, "wb") as file:
+            file.write(value.encode() if isinstance(value, str) else value)
+        os.rename(unfinished, place)

@@ -36,11 +36,11 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "compat": ({"jobs", "outcome"}, {"billiard", "celery", "kombu"}),
     "messages": ({"errors", "protocol"}, {"billiard", "celery", "kombu", "msgspec"}),
     "launch": (
-        {"config", "errors", "messages", "protocol", "records", "tasks"},
+        {"compat", "config", "errors", "messages", "protocol", "records", "tasks"},
         {"celery", "click"},
     ),
     "loading": ({"compat", "messages", "protocol"}, {"billiard", "celery"}),
-    "worker_child": ({"loading", "messages", "protocol"}, {"billiard", "celery"}),
+    "worker_child": ({"loading", "messages", "protocol", "serve"}, {"billiard", "celery"}),
     "drivers": ({"compat", "errors", "supervisor"}, {"celery"}),
     "pool": (
         {

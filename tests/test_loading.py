@@ -58,6 +58,7 @@ class Shaped(Project):
 
 
 CELERY = ["-m", "celery"]
+RESULTS = "folder_broker:Backend+file://"
 
 #: Files, and how the worker is started.
 SHAPES: dict[str, tuple[dict[str, str], list[str]]] = {
@@ -145,7 +146,10 @@ def get(result: Any) -> Any:
 
 def test_a_configuration_module_and_no_app(tmp_path: Path) -> None:
     probe = Project(tmp_path)
-    conf = {key: probe.app.conf[key] for key in ("broker_transport_options", "result_backend")}
+    conf = {
+        "broker_transport_options": probe.app.conf.broker_transport_options,
+        "result_backend": f"{RESULTS}{tmp_path / 'results'}",
+    }
     files = {
         "celeryconfig.py": f"imports = ['ordinary_tasks']\nglobals().update({conf!r})\n"
         "broker_url = 'filesystem://'\nbroker_transport = 'folder_broker:Transport'\n"
@@ -158,7 +162,7 @@ def test_a_configuration_module_and_no_app(tmp_path: Path) -> None:
 def test_broker_and_backend_given_on_the_command_line(tmp_path: Path) -> None:
     """The code of the app names others: a child that missed it could neither store nor send."""
     text = "{header}\napp.conf.update(broker_url='memory://', result_backend='cache+memory://')\n"
-    given = ["-b", "filesystem://", "--result-backend", f"file://{tmp_path / 'results'}"]
+    given = ["-b", "filesystem://", "--result-backend", f"{RESULTS}{tmp_path / 'results'}"]
     project = Shaped(
         tmp_path,
         {"one.py": text + "app.conf.include = ['ordinary_tasks']\n"},

@@ -67,7 +67,7 @@ class Project:
         self.app = Celery(
             "proj",
             broker=broker or "filesystem://",
-            backend=backend or f"file://{directory / 'results'}",
+            backend=backend or f"tests.folder_broker:Backend+file://{directory / 'results'}",
             set_as_current=False,
         )
         self.app.conf.update(full)
@@ -76,7 +76,7 @@ class Project:
         self._write(
             code,
             broker=broker or "filesystem://",
-            backend=backend or f"file://{directory / 'results'}",
+            backend=backend or f"folder_broker:Backend+file://{directory / 'results'}",
             conf=full,
         )
 
