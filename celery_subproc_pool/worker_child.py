@@ -48,12 +48,13 @@ def main() -> NoReturn:
         os.dup2(stderr, 1)
         os.dup2(stderr, 2)
         os.close(stderr)
+    child = _Child(app, boot.hostname, requests, replies)
     try:
         _say(replies, status="ready", protocol=1, pid=os.getpid())
     except BrokenPipeError:
         # The worker is gone.
         sys.exit(0)
-    _Child(app, boot.hostname, requests, replies).serve()
+    child.serve()
 
 
 def _workers_stderr() -> int | None:
@@ -111,19 +112,26 @@ class _Child:
     """
 
     def __init__(self, app: Any, hostname: str, requests: BinaryIO, replies: int) -> None:
+        # Not at the top of the module: see there. Not for each job either: it costs.
+        from celery.app.trace import fast_trace_task
         from celery.exceptions import SoftTimeLimitExceeded
+
+        from . import messages, protocol
 
         self._app = app
         self._hostname = hostname
         self._requests = requests
         self._replies = replies
+        self._trace = fast_trace_task
         self._limit_exceeded = SoftTimeLimitExceeded
+        self._messages = messages
+        self._decode = protocol.decode_request
         self._working = False
         self._pid = os.getpid()
+        signal.signal(signal.SIGUSR1, self._on_soft_limit)
 
     def serve(self) -> NoReturn:
         """Do jobs until stdin ends, or a job ends the process."""
-        signal.signal(signal.SIGUSR1, self._on_soft_limit)
         status = 0
         try:
             self._serve()
@@ -139,11 +147,9 @@ class _Child:
             self._exit(status)
 
     def _serve(self) -> None:
-        from .messages import encode_end
-        from .protocol import decode_request
-
+        encode_end = self._messages.encode_end
         for line in self._requests:
-            request = decode_request(line)
+            request = self._decode(line)
             end = self._run(request)
             if os.getpid() != self._pid:
                 # A task forked, and its copy of this process came back here.
@@ -152,17 +158,13 @@ class _Child:
             write_all(self._replies, encode_end(self._app, request.id, end))
 
     def _run(self, request: Any) -> Any:
-        from billiard.einfo import ExceptionInfo
-        from celery.app.trace import fast_trace_task
-
-        from .messages import End, task_arguments
-
+        messages = self._messages
         result = None
         try:
             self._working = True
             try:
                 self._require(request.payload.task)
-                result = fast_trace_task(*task_arguments(request))
+                result = self._trace(*messages.task_arguments(request))
             finally:
                 self._working = False
         except (SystemExit, KeyboardInterrupt):
@@ -170,8 +172,8 @@ class _Child:
         except BaseException:
             # A soft limit that came when the trace had ended changes nothing any more.
             if result is None:
-                return End(True, ExceptionInfo())
-        return End(False, result)
+                return messages.End(True, messages.ExceptionInfo())
+        return messages.End(False, result)
 
     def _require(self, name: str) -> None:
         if name not in self._app.tasks:
