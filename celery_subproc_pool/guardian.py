@@ -1,8 +1,9 @@
 """Kills every child's process group when the worker dies, however it dies.
 
 Layer: standard library only; imports nothing of ours. Run as a script, it is the guardian: it
-reads the children's pids from its stdin, and when that ends without a farewell (the worker was
-killed), it kills their groups, and whatever else carries the worker's mark in its environment.
+reads the children's pids from its stdin. When that ends, or the worker says farewell, it kills
+their groups, and whatever else carries the worker's mark in its environment: what a child started
+in a session of its own outlives neither a worker that is killed nor one that stops.
 `Guardian` is the worker's end of it.
 
 PR_SET_CHILD_SUBREAPER and PDEATHSIG do not do: the latter fires when the *thread* that spawned
@@ -25,10 +26,11 @@ __all__ = ("MARK", "Guardian")
 #: The environment variable that marks all processes that descend from one worker's pool.
 MARK = "CELERY_SUBPROC_POOL_WORKER"
 
-_FAREWELL = "bye"
+#: Seconds that a guardian may take to go: it looks at all processes of the system.
+PATIENCE = 5.0
 
-#: Seconds that a guardian may take to go.
-PATIENCE = 1.0
+#: Seconds that a guardian must have lived for another one to follow it at once.
+SHORT_LIFE = 1.0
 
 logger = logging.getLogger("celery_subproc_pool")
 
@@ -65,15 +67,13 @@ class Guardian:
         if self._process is None or self._process.poll() is None:
             return
         logger.warning("The guardian (pid %s) was killed; another one starts", self.pid)
-        if time.monotonic() < self._started + PATIENCE:
+        if time.monotonic() < self._started + SHORT_LIFE:
             self._dismiss()
         else:
             self._restart()
 
     def close(self) -> None:
-        """Send the guardian away; it kills nothing."""
-        if self._process is not None and not self._tell(_FAREWELL):
-            self._process.kill()
+        """Have the guardian kill what is left, and go."""
         self._dismiss()
 
     def _start(self) -> None:
@@ -168,9 +168,6 @@ def main() -> None:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     groups: set[int] = set()
     for line in sys.stdin:
-        line = line.strip()
-        if line == _FAREWELL:
-            return
         pid = int(line[1:])
         if line[0] == "+":
             groups.add(pid)
