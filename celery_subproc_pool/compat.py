@@ -12,6 +12,7 @@ import celery
 from billiard.exceptions import TimeLimitExceeded
 from celery import Celery, _state
 from celery.utils.log import get_logger
+from celery.worker.request import Request
 from kombu.message import Message
 
 from .jobs import PoolJob
@@ -21,6 +22,7 @@ __all__ = (
     "app_argument",
     "block_joins",
     "install_fixups",
+    "reject",
     "report_hard_timeout",
     "run_queued_acks",
 )
@@ -41,6 +43,18 @@ def report_hard_timeout(job: PoolJob, seconds: float) -> None:
         return
     logger.error("Hard time limit (%ss) exceeded for %s[%s]", seconds, job.task_name, job.task_id)
     job.callbacks.error_callback(exception_info(TimeLimitExceeded(seconds)))
+
+
+def reject(job: PoolJob) -> None:
+    """Reject the message of `job`, for the broker to drop or to put aside; not to deliver again.
+
+    Celery has no callback for it, but its callbacks are methods of the `Request` that has one
+    (5.3 to 5.7: celery/worker/request.py). Of a message that was acknowledged early, nothing is
+    left to reject.
+    """
+    request = getattr(job.callbacks.error_callback, "__self__", None)
+    if isinstance(request, Request):
+        request.reject(requeue=False)
 
 
 def run_queued_acks(hub: Any) -> None:

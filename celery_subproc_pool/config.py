@@ -28,6 +28,7 @@ __all__ = (
     "PoolSettings",
     "PythonSettings",
     "load",
+    "with_limits",
 )
 
 #: The path that error messages begin with: the setting's name in Celery's configuration.
@@ -58,31 +59,55 @@ Text = Annotated[str, msgspec.Meta(min_length=1)]
 _Settings = TypeVar("_Settings", bound=msgspec.Struct)
 
 
-class ChildSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class CommonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What all groups have."""
+
+    #: Added to the child's environment.
+    env: dict[str, str] = {}
+    #: Working directory; None is the worker's.
+    cwd: str | None = None
+    #: Number of children; None is the worker's concurrency.
+    size: Count | None = None
+    #: Seconds that a child which tells when it is ready may take until then.
+    start_timeout: Positive = 60.0
+    #: Seconds between closing stdin, SIGTERM and SIGKILL when a child is stopped.
+    stop_timeout: Positive = 10.0
+    #: Where the child's stderr goes: the worker's log, the worker's stderr, or nowhere.
+    stderr: str = "log"
+    #: How many jobs a child gets before another takes its place; None is without end, or what
+    #: ``--max-tasks-per-child`` says.
+    max_jobs: Count | None = None
+    #: Seconds that a child serves; None is without end.
+    max_age: Positive | None = None
+    #: Resident bytes that a child may have after a job, with all that it started; None is without
+    #: end, or what ``--max-memory-per-child`` says. Less than one MiB is a mistake of the unit.
+    max_memory: Annotated[int, msgspec.Meta(ge=2**20)] | None = None
+    #: By what share, at most, a child's own limits are lower than those three, so that not all are
+    #: recycled at the same time.
+    recycle_jitter: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.1
+    #: How many children one job may cost, over its redeliveries to this worker, before its message
+    #: is rejected; None is without end.
+    max_crashes: Count | None = 3
+
+    @property
+    def recycles(self) -> bool:
+        """Whether there is a limit to a child's life."""
+        return any(most is not None for most in (self.max_jobs, self.max_age, self.max_memory))
+
+
+class ChildSettings(CommonSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One group of external children: ``subproc_pool.children.<name>``."""
 
     #: The program and its arguments; or one string, split as a shell would. No shell runs.
     argv: tuple[str, ...] | str
     #: Task names or `fnmatch` patterns that this group takes.
     tasks: tuple[Text, ...] = ("*",)
-    #: Added to the child's environment.
-    env: dict[str, str] = {}
     #: Start from an empty environment (but for PATH) instead of the worker's.
     clean_env: bool = False
-    #: Working directory; None is the worker's.
-    cwd: str | None = None
-    #: Number of children; None is the worker's concurrency.
-    size: Count | None = None
     #: Seconds for one job when Celery sets no limit of its own; None is none.
     timeout: Positive | None = 600.0
     #: Whether the child writes a line that says ``ready`` before it gets jobs.
     handshake: bool = False
-    #: With `handshake`: seconds that the child may take until it is ready.
-    start_timeout: Positive = 60.0
-    #: Seconds between closing stdin, SIGTERM and SIGKILL when a child is stopped.
-    stop_timeout: Positive = 10.0
-    #: Where the child's stderr goes: the worker's log, the worker's stderr, or nowhere.
-    stderr: str = "log"
     #: The longest line that a child may write, in bytes.
     max_message_bytes: Annotated[int, msgspec.Meta(ge=1024)] = 67108864
     #: How often one task may be throttled before it fails; None is without end.
@@ -109,7 +134,7 @@ class ChildSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         return tuple(name for name in self.tasks if not set(name) & set("*?["))
 
 
-class PythonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class PythonSettings(CommonSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The Python children, which run the project's ordinary tasks: ``subproc_pool.python``."""
 
     #: The interpreter, of another virtual environment maybe; None is the worker's.
@@ -117,15 +142,7 @@ class PythonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     #: A program and its arguments to run each child under: ``["nice", "-n", "10"]``; or one
     #: string, split as a shell would.
     wrapper: tuple[str, ...] | str = ()
-    #: Added to the child's environment, which is the worker's.
-    env: dict[str, str] = {}
-    #: Working directory; None is the worker's.
-    cwd: str | None = None
-    #: Number of children; None is the worker's concurrency.
-    size: Count | None = None
-    #: Seconds that a child may take to load the app.
-    start_timeout: Positive = 60.0
-    #: Where the child's stderr goes: the worker's stderr, the worker's log, or nowhere.
+    #: As of all groups, but to the worker's stderr by default.
     stderr: str = "inherit"
 
     @property
@@ -139,16 +156,9 @@ class PythonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         Their limits are Celery's alone, as on prefork, and a soft one is told by SIGUSR1
         (billiard/pool.py: SIG_SOFT_TIMEOUT).
         """
+        common = {name: getattr(self, name) for name in CommonSettings.__struct_fields__}
         return ChildSettings(
-            argv=argv,
-            env=self.env,
-            cwd=self.cwd,
-            size=self.size,
-            timeout=None,
-            handshake=True,
-            start_timeout=self.start_timeout,
-            stderr=self.stderr,
-            soft_timeout_signal="SIGUSR1",
+            argv=argv, timeout=None, handshake=True, soft_timeout_signal="SIGUSR1", **common
         )
 
 
@@ -161,6 +171,23 @@ class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     def group_for(self, task_name: str) -> str | None:
         """Return the name of the first group that takes `task_name`, or None."""
         return next((name for name, child in self.children.items() if child.takes(task_name)), None)
+
+
+def with_limits(
+    child: ChildSettings, max_jobs: int | None, max_memory: int | None
+) -> ChildSettings:
+    """Return the settings of a group, recycled as the worker's options say where it does not.
+
+    Arguments:
+        child: the group's settings.
+        max_jobs: jobs for each child; None or 0 is no limit.
+        max_memory: KiB for each child, as Celery counts; None or 0 is no limit.
+    """
+    if max_jobs and child.max_jobs is None:
+        child = msgspec.structs.replace(child, max_jobs=max_jobs)
+    if max_memory and child.max_memory is None:
+        child = msgspec.structs.replace(child, max_memory=max_memory * 1024)
+    return child
 
 
 def _words(text: tuple[str, ...] | str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ __all__ = (
     "ConfigError",
     "JobAbandoned",
     "NotInWorkerError",
+    "PoisonousTaskError",
     "ProtocolFault",
     "RequestEncodeError",
     "SpawnError",
@@ -46,6 +47,13 @@ class TaskMemoryError(SubprocPoolError):
 
 class NotInWorkerError(SubprocPoolError):
     """A task that runs in an external child was called where there is no such child."""
+
+
+class PoisonousTaskError(SubprocPoolError):
+    """A job has cost as many children as it may (`max_crashes`); its message was rejected.
+
+    Not billiard's `WorkerLostError`: Celery would have that one delivered again.
+    """
 
 
 class TransitionError(SubprocPoolError):

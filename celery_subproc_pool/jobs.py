@@ -81,7 +81,11 @@ class PoolJob(Job):
         traced_here: bool,
     ) -> None:
         super().__init__(
-            task_id=arguments[1], task_name=arguments[0], group=group, traced_here=traced_here
+            task_id=arguments[1],
+            task_name=arguments[0],
+            group=group,
+            traced_here=traced_here,
+            retries=arguments[2].get("retries") or 0,
         )
         self.callbacks = callbacks
         #: The child's pid, once accepted; the worker's own for a job that no child takes.

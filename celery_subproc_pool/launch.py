@@ -25,12 +25,21 @@ from celery.local import Proxy
 
 from . import protocol
 from .compat import app_argument
-from .config import CELERY_PREFIX, PYTHON, ROOT, ChildSettings, PoolSettings, PythonSettings
+from .config import (
+    CELERY_PREFIX,
+    PYTHON,
+    ROOT,
+    ChildSettings,
+    PoolSettings,
+    PythonSettings,
+    with_limits,
+)
 from .errors import ConfigError
 from .messages import recipe_of
 from .protocol import Boot
 from .records import Group
 from .tasks import needs_python_children
+from .withheld import withheld
 
 __all__ = ("boot_line", "check_executable", "command", "groups")
 
@@ -54,7 +63,13 @@ print(json.dumps([list(sys.version_info[:2]), missing]))
 
 
 def groups(
-    app: Celery, settings: PoolSettings, taken: Mapping[str, str], limit: int, hostname: str
+    app: Celery,
+    settings: PoolSettings,
+    taken: Mapping[str, str],
+    hostname: str,
+    limit: int,
+    max_jobs: int | None = None,
+    max_memory: int | None = None,
 ) -> dict[str, Group]:
     """Return the groups of children that a worker has, by name.
 
@@ -62,22 +77,26 @@ def groups(
         app: the worker's app.
         settings: the pool's settings.
         taken: the external groups of the tasks that have one.
-        limit: the worker's concurrency.
         hostname: the worker's node name.
+        limit: the worker's concurrency.
+        max_jobs: jobs for each child where its group says nothing; None is no limit.
+        max_memory: KiB for each child where its group says nothing; None is no limit.
 
     Raises:
         ConfigError: Python children can't be started as the settings say.
     """
 
-    def size(child: ChildSettings) -> int:
-        return limit if child.size is None else child.size
+    def group(name: str, child: ChildSettings, **more: Any) -> Group:
+        size = limit if child.size is None else child.size
+        return Group(name, with_limits(child, max_jobs, max_memory), size, **more)
 
-    found = {name: Group(name, child, size(child)) for name, child in settings.children.items()}
+    hidden = withheld(app, os.environ) if settings.children else frozenset()
+    found = {name: group(name, each, withheld=hidden) for name, each in settings.children.items()}
     if needs_python_children(app, settings, taken):
         check_executable(settings.python)
         child = settings.python.as_child(command(settings.python))
         boot = boot_line(app, settings.python, hostname, taken)
-        found[PYTHON] = Group(PYTHON, child, size(child), boot, protocol.decode_traced)
+        found[PYTHON] = group(PYTHON, child, boot=boot, decode=protocol.decode_traced)
     return found
 
 

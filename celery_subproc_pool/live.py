@@ -40,6 +40,7 @@ class LiveChild:
     """
 
     __slots__ = (
+        "_greets",
         "_lines",
         "_logger",
         "_stderr",
@@ -62,6 +63,7 @@ class LiveChild:
         self.writing = False
         #: Whether its exit has been seen.
         self.gone = False
+        self._greets = child.group.settings.handshake
         self._lines = LineBuffer(child.group.settings.max_message_bytes)
         self._stderr = StderrLines()
         self._logger = logging.getLogger(f"celery_subproc_pool.child.{child.group.name}")
@@ -74,7 +76,7 @@ class LiveChild:
         """
         decode = self.child.group.decode
         for line in self._lines.feed(data):
-            if self.child.state is ChildState.STARTING:
+            if self._greets and self.child.state is ChildState.STARTING:
                 greeting = decode_greeting(line)
                 if greeting is None:
                     self._log([printable(line.decode(errors="replace"))])

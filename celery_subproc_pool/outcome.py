@@ -14,7 +14,7 @@ from celery import Task
 from celery.exceptions import Ignore, Reject
 
 from . import protocol
-from .errors import ChildTaskError, ProtocolFault
+from .errors import ChildTaskError, PoisonousTaskError, ProtocolFault
 from .live import ChildFacts
 from .records import Lost, Terminated, describe_exit
 
@@ -101,10 +101,17 @@ def protocol_fault(reason: str, facts: ChildFacts | None) -> ProtocolFault:
 
 
 def exception(outcome: Lost | Terminated, facts: ChildFacts | None) -> Exception:
-    """Return billiard's error for a job that was lost or terminated, as prefork gives it."""
+    """Return billiard's error for a job that was lost or terminated, as prefork gives it; our own
+    for one that was lost once too often."""
     error: Exception
     if isinstance(outcome, Terminated):
         error = BilliardTerminated(-outcome.signum)
+    elif outcome.crashes:
+        error = PoisonousTaskError(
+            f"It has cost {outcome.crashes} children of this worker, as many as it may"
+            " (max_crashes), and is rejected. The last one:"
+            f" {_how(outcome, facts)}.{_tail(facts)}"
+        )
     else:
         error = WorkerLostError(f"Worker exited prematurely: {_how(outcome, facts)}.{_tail(facts)}")
     return error
@@ -122,7 +129,7 @@ def _how(lost: Lost, facts: ChildFacts | None) -> str:
     if lost.status is None:
         return lost.reason
     reason = f"; {lost.reason}" if lost.reason else ""
-    return f"{describe_exit(lost.status)} ({_who(facts)}{reason})"
+    return f"{describe_exit(lost.status, lost.killed)} ({_who(facts)}{reason})"
 
 
 def _who(facts: ChildFacts | None) -> str:

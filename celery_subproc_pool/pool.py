@@ -24,9 +24,9 @@ from celery.utils.nodenames import gethostname
 from celery.worker import state
 
 from . import config, launch, messages, outcome, protocol
-from .compat import report_hard_timeout
+from .compat import reject, report_hard_timeout
 from .drivers import HubDriver, ThreadDriver, wait_for_children
-from .errors import ConfigError, JobAbandoned, SpawnError
+from .errors import ConfigError, JobAbandoned, PoisonousTaskError, SpawnError
 from .jobs import Callbacks, PoolJob
 from .live import ChildFacts
 from .records import Answered, Child, Faulted, Lost, Outcome, Terminated, TimedOut
@@ -96,7 +96,13 @@ class Pool(BasePool):
         try:
             _, hostname = self.options.get("initargs") or (None, None)
             groups = launch.groups(
-                self.app, self._settings, self._group_of, self.limit, hostname or gethostname()
+                self.app,
+                self._settings,
+                self._group_of,
+                hostname or gethostname(),
+                self.limit,
+                self.options.get("maxtasksperchild"),
+                self.options.get("max_memory_per_child"),
             )
             supervisor = Supervisor(Scheduler(groups, self.limit, random.random), self)
             try:
@@ -109,22 +115,9 @@ class Pool(BasePool):
             logger.critical("The pool can't start: %s", exc)
             raise WorkerShutdown(EX_FAILURE) from None
         self._supervisor = supervisor
-        self._warn_of_unsupported_options()
         threaded = self.options.get("threads", True)
         self._driver = ThreadDriver(supervisor) if threaded else HubDriver(supervisor)
         self._driver.start()
-
-    def _warn_of_unsupported_options(self) -> None:
-        for option, name in (
-            ("maxtasksperchild", "--max-tasks-per-child"),
-            ("max_memory_per_child", "--max-memory-per-child"),
-        ):
-            if self.options.get(option):
-                logger.warning(
-                    "%s is set, and this version of the pool does not recycle children yet: they"
-                    " live as long as the worker",
-                    name,
-                )
 
     def did_start_ok(self) -> bool:
         """Return whether every group has a child."""
@@ -280,7 +273,7 @@ class Pool(BasePool):
         number = signals.signum(signum or "SIGTERM")
         if supervisor is not None:
             for job in jobs:
-                supervisor.post(supervisor.scheduler.terminate, job, number)
+                supervisor.terminate(job, number)
 
     def provide(self, job: PoolJob, line: bytes) -> None:
         """`job` has its request line."""
@@ -377,6 +370,8 @@ class Pool(BasePool):
             callbacks.error_callback(outcome.exception_info(error))
         elif isinstance(result, (Lost, Terminated)):
             error = outcome.exception(result, facts)
+            if isinstance(error, PoisonousTaskError):
+                reject(job)
             callbacks.error_callback(outcome.exception_info(error))
 
     def _wait_for_slot(self) -> None:
@@ -434,6 +429,10 @@ class Pool(BasePool):
         info["groups"] = {
             name: {
                 "size": len(group.slots),
+                "in_service": group.in_service,
+                "cooling": group.cooling,
+                "jobs": group.jobs_done,
+                "replaced": {cause.value: count for cause, count in group.replaced.items()},
                 "waiting": len(group.waiting),
                 "children": [
                     {"pid": child.pid, "state": child.state.value, "jobs": child.jobs_done}

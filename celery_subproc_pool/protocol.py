@@ -67,6 +67,8 @@ class Reply(msgspec.Struct, tag_field="status", frozen=True, kw_only=True):
     """What a child answers. `id` is the request's, or None from a child that does not echo it."""
 
     id: str | None = None
+    #: Whether the child asks to be replaced.
+    retire: bool | None = None
 
 
 class Ok(Reply, tag="ok", frozen=True, kw_only=True):

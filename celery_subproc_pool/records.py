@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import signal
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 
 import msgspec
@@ -20,6 +20,7 @@ __all__ = (
     "Accept",
     "Action",
     "Answered",
+    "Cause",
     "Child",
     "ChildState",
     "CloseStdin",
@@ -28,12 +29,15 @@ __all__ = (
     "Finished",
     "Forget",
     "Group",
+    "Healed",
     "Job",
     "JobState",
     "Kill",
     "Lost",
+    "Measure",
     "Outcome",
     "Probe",
+    "Recycled",
     "Report",
     "Settle",
     "Slot",
@@ -46,18 +50,21 @@ __all__ = (
 )
 
 
-def describe_exit(status: int) -> str:
+def describe_exit(status: int, killed: bool = False) -> str:
     """Return a process' exit status as text, in billiard's words.
 
     Arguments:
         status: as `subprocess.Popen.returncode`: negative is a signal's number.
+        killed: whether it was killed by a SIGKILL that was none of ours.
     """
     if status >= 0:
         return f"exitcode {status}"
     try:
-        return f"signal {-status} ({signal.Signals(-status).name})"
+        text = f"signal {-status} ({signal.Signals(-status).name})"
     except ValueError:
         return f"signal {-status}"
+    # Nobody else sends it as often as the system that runs out of memory.
+    return f"{text}, out of memory?" if killed else text
 
 
 class ChildState(enum.Enum):
@@ -66,6 +73,7 @@ class ChildState(enum.Enum):
     STARTING = "starting"
     IDLE = "idle"
     BUSY = "busy"
+    RETIRING = "retiring"
     STOPPING = "stopping"
     GONE = "gone"
 
@@ -74,10 +82,26 @@ class ChildState(enum.Enum):
 TRANSITIONS: dict[ChildState, frozenset[ChildState]] = {
     ChildState.STARTING: frozenset({ChildState.IDLE, ChildState.STOPPING, ChildState.GONE}),
     ChildState.IDLE: frozenset({ChildState.BUSY, ChildState.STOPPING, ChildState.GONE}),
-    ChildState.BUSY: frozenset({ChildState.IDLE, ChildState.STOPPING, ChildState.GONE}),
+    ChildState.BUSY: frozenset(
+        {ChildState.IDLE, ChildState.RETIRING, ChildState.STOPPING, ChildState.GONE}
+    ),
+    ChildState.RETIRING: frozenset({ChildState.STOPPING, ChildState.GONE}),
     ChildState.STOPPING: frozenset({ChildState.GONE}),
     ChildState.GONE: frozenset(),
 }
+
+
+class Cause(enum.Enum):
+    """Why a child was replaced, as `stats` counts it."""
+
+    EXITED = "exited"
+    FAULTED = "faulted"
+    NOT_STARTED = "not_started"
+    TIMED_OUT = "timed_out"
+    TERMINATED = "terminated"
+    RECYCLED = "recycled"
+    #: The worker stops.
+    STOPPED = "stopped"
 
 
 class JobState(enum.Enum):
@@ -109,6 +133,10 @@ class Lost(msgspec.Struct, frozen=True):
     status: int | None
     #: What was seen before its exit, or nothing.
     reason: str
+    #: Whether it was killed by a SIGKILL that was none of ours.
+    killed: bool = False
+    #: How many children the job has cost in this worker, if it is not to cost another one.
+    crashes: int = 0
 
 
 class TimedOut(msgspec.Struct, frozen=True):
@@ -141,6 +169,7 @@ class Job:
         soft_timeout: soft limit in seconds; None is none.
         traced_here: whether a thread of the worker traces it, and says when it is through.
             Otherwise its child does, or nobody, and its outcome is its end.
+        retries: how often Celery has retried the task. A retry is another job, of the same id.
     """
 
     __slots__ = (
@@ -152,6 +181,7 @@ class Job:
         "losses",
         "number",
         "request",
+        "retries",
         "soft_deadline",
         "soft_timeout",
         "state",
@@ -169,6 +199,7 @@ class Job:
         timeout: float | None = None,
         soft_timeout: float | None = None,
         traced_here: bool = True,
+        retries: int = 0,
     ) -> None:
         self.task_id = task_id
         self.task_name = task_name
@@ -176,6 +207,7 @@ class Job:
         self.timeout = timeout
         self.soft_timeout = soft_timeout
         self.traced_here = traced_here
+        self.retries = retries
         self.state = JobState.QUEUED
         #: Place in the order of arrival.
         self.number = 0
@@ -197,18 +229,26 @@ class Child:
 
     __slots__ = (
         "deadline",
+        "enough_jobs",
         "group",
         "has_read",
         "job",
+        "jobs_begun",
         "jobs_done",
+        "killed",
         "number",
         "pid",
+        "proven",
         "reason",
+        "retire_at",
+        "settle_at",
         "slot",
         "spawned_at",
+        "stamina",
         "state",
         "still_boots",
         "terminating",
+        "worn",
     )
 
     def __init__(self, group: Group, slot: Slot, number: int) -> None:
@@ -220,8 +260,23 @@ class Child:
         #: The process that does the work; under a wrapper maybe not the one that was started.
         self.pid: int | None = None
         self.job: Job | None = None
-        self.jobs_done = 0
+        self.jobs_begun = self.jobs_done = 0
         self.spawned_at = 0.0
+        #: Whether it has shown that it can start.
+        self.proven = False
+        #: When a child that can't tell will have shown it.
+        self.settle_at: float | None = None
+        #: Its share of what `max_jobs`, `max_age` and `max_memory` allow: not all are to be
+        #: recycled at the same time.
+        self.stamina = 1.0
+        #: How many jobs begun make it worn.
+        self.enough_jobs: int | None = None
+        #: When it will be old.
+        self.retire_at: float | None = None
+        #: Why it is to be recycled; nothing if it is not.
+        self.worn = ""
+        #: Whether it was sent a SIGKILL by us.
+        self.killed = False
         #: Whether it is known to have read a request: it has booted.
         self.has_read = False
         #: Whether it was seen not to have read its first request when that should have been done.
@@ -233,6 +288,12 @@ class Child:
         #: Why it is being stopped.
         self.reason = ""
 
+    @property
+    def spent(self) -> bool:
+        """Whether it has had all the jobs that it may ever have."""
+        most = self.group.settings.max_jobs
+        return most is not None and self.jobs_begun >= most
+
     def __repr__(self) -> str:
         return f"<Child {self.group.name}#{self.slot.number} pid {self.pid} {self.state.value}>"
 
@@ -240,11 +301,13 @@ class Child:
 class Slot:
     """A child's place in its group."""
 
-    __slots__ = ("child", "failures", "number", "spawn_at")
+    __slots__ = ("child", "failures", "number", "spawn_at", "successor")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.child: Child | None = None
+        #: While its child is worn: who is to take its place.
+        self.successor: Child | None = None
         #: Children in a row that died before they did a job.
         self.failures = 0
         #: While cooling: when to spawn again.
@@ -260,6 +323,7 @@ class Group:
         size: how many children it has.
         boot: what each of them gets to read before anything else.
         decode: makes a reply of a line of theirs, or raises `ProtocolFault`.
+        withheld: names of the worker's environment variables that are none of their business.
     """
 
     __slots__ = (
@@ -267,12 +331,17 @@ class Group:
         "came_up",
         "children",
         "decode",
+        "degraded",
         "failure",
         "idle",
+        "jobs_done",
         "name",
+        "replaced",
         "settings",
         "slots",
+        "successors",
         "waiting",
+        "withheld",
     )
 
     def __init__(
@@ -282,21 +351,41 @@ class Group:
         size: int,
         boot: bytes = b"",
         decode: Callable[[bytes], Reply] = decode_reply,
+        withheld: frozenset[str] = frozenset(),
     ) -> None:
         self.name = name
         self.settings = settings
         self.boot = boot
         self.decode = decode
-        #: Whether a child of it has ever been ready for jobs.
+        self.withheld = withheld
+        #: Whether a child of it has ever proved that it can start.
         self.came_up = False
-        #: Why the last child that was never ready went away.
+        #: Why the last child that could not went away.
         self.failure = ""
+        #: Whether a slot had to cool since all of them had a child that works.
+        self.degraded = False
+        #: How many successors of worn children boot.
+        self.successors = 0
+        self.jobs_done = 0
+        #: How many children were replaced, and why.
+        self.replaced: Counter[Cause] = Counter()
         self.slots = [Slot(number) for number in range(size)]
         #: All that are not gone yet, those that are being stopped included.
         self.children: dict[int, Child] = {}
         #: Last in, first out: the warmest child serves next. An ordered set.
         self.idle: OrderedDict[Child, None] = OrderedDict()
         self.waiting: deque[Job] = deque()
+
+    @property
+    def in_service(self) -> int:
+        """How many slots have a child that does jobs."""
+        serving = (ChildState.IDLE, ChildState.BUSY)
+        return sum(slot.child is not None and slot.child.state in serving for slot in self.slots)
+
+    @property
+    def cooling(self) -> int:
+        """How many slots wait before they spawn again."""
+        return sum(slot.spawn_at is not None for slot in self.slots)
 
 
 class Spawn(msgspec.Struct, frozen=True):
@@ -355,6 +444,12 @@ class Probe(msgspec.Struct, frozen=True):
     child: Child
 
 
+class Measure(msgspec.Struct, frozen=True):
+    """Look how much memory `child` takes; answer with `measured`."""
+
+    child: Child
+
+
 class Kill(msgspec.Struct, frozen=True):
     """Send `signum` to the process group of `child`."""
 
@@ -378,6 +473,19 @@ class Report(msgspec.Struct, frozen=True):
     delay: float
 
 
+class Recycled(msgspec.Struct, frozen=True):
+    """`successor` has taken the place of `child`, which goes: tell the log."""
+
+    child: Child
+    successor: Child
+
+
+class Healed(msgspec.Struct, frozen=True):
+    """All slots of `group` have a child that works again: tell the log."""
+
+    group: Group
+
+
 Action = (
     Spawn
     | Accept
@@ -386,8 +494,11 @@ Action = (
     | Finished
     | SoftTimeout
     | Probe
+    | Measure
     | Kill
     | CloseStdin
     | Report
+    | Recycled
+    | Healed
     | Forget
 )

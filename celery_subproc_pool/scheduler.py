@@ -1,6 +1,6 @@
 """Decides what happens to jobs and children; does none of it.
 
-Layer: above `records`, `protocol` and `errors`. Must not import a clock, processes or Celery.
+Layer: above `children`, `records` and `protocol`. Must not import a clock, processes or Celery.
 
 Events come in as method calls with the time they happened at (seconds on any monotonic clock);
 every method returns the actions to perform, in order. An event only notes what happened. It is
@@ -19,25 +19,24 @@ not traced here is known from the start, and its answer closes it. No byte of a 
 written before its job is SENT. A request of which no byte was written, or none read, may go to
 another child; no other.
 
-A child with a handshake is STARTING until it is ready; any other is taken for ready at once.
+What becomes of children, and when the next one is spawned, is decided by `children`.
 """
 
 from __future__ import annotations
 
 import signal
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 
-from .errors import TransitionError
+from .children import Alarm, Children
 from .protocol import Reply
 from .records import (
-    TRANSITIONS,
     Accept,
     Action,
     Answered,
+    Cause,
     Child,
     ChildState,
-    CloseStdin,
     Dropped,
     Faulted,
     Finished,
@@ -45,15 +44,11 @@ from .records import (
     Group,
     Job,
     JobState,
-    Kill,
     Lost,
     Outcome,
     Probe,
-    Report,
     Settle,
-    Slot,
     SoftTimeout,
-    Spawn,
     Terminated,
     TimedOut,
     Write,
@@ -74,8 +69,8 @@ START_TIMEOUT = 60.0
 #: How many children may end before they have read a job, until the job is given up.
 MAX_LOSSES = 3
 
-#: Seconds before a slot spawns again: doubled with every child that died before it did a job.
-BACKOFF_FIRST, BACKOFF_LAST = 0.1, 30.0
+#: Of how many jobs it is remembered that they have cost a child.
+CRASHES_REMEMBERED = 10_000
 
 
 class Scheduler:
@@ -94,13 +89,12 @@ class Scheduler:
         self.limit = limit
         #: Jobs that are with a child or with their tracer after it.
         self.open_jobs = 0
-        #: No deadline is due before this; None: there is none. A lower bound, made exact by `tick`.
-        self.next_deadline: float | None = None
-        self.stopping = False
+        self._alarm = Alarm()
+        self._children = Children(groups, self._alarm, random)
         self._closed = False
-        self._random = random
         self._jobs_seen = 0
-        self._children_seen = 0
+        #: How many children a job has cost, by its id and retries: the oldest first.
+        self._crashes: OrderedDict[tuple[str, int], int] = OrderedDict()
         #: Jobs for the worker itself, which have no children to wait for.
         self._local: deque[Job] = deque()
 
@@ -108,12 +102,7 @@ class Scheduler:
 
     def start(self, now: float) -> list[Action]:
         """Fill every slot."""
-        return [
-            action
-            for group in self.groups.values()
-            for slot in group.slots
-            for action in self._refill(group, slot, now)
-        ]
+        return self._children.refill_all(now)
 
     def close(self) -> list[Action]:
         """Accept no more jobs: drop those that wait. Their messages go back to the broker."""
@@ -135,14 +124,18 @@ class Scheduler:
 
     def stop(self, now: float) -> list[Action]:
         """Stop all children: gently those that are idle, at once those that are not."""
-        self.stopping = True
+        self.abandon()
         actions: list[Action] = []
-        for child in self._all_children():
+        for child in self._children:
             if child.state is ChildState.BUSY:
-                actions += self._replace(child, "the worker stops", now)
+                actions += self._replace(child, Cause.STOPPED, "the worker stops", now)
             else:
-                actions += self._stop_gently(child, now)
+                actions += self._children.stop_gently(child, now)
         return actions
+
+    def abandon(self) -> None:
+        """Spawn no more: somebody else ends the children."""
+        self._children.stopping = True
 
     # -- events of jobs
 
@@ -173,11 +166,12 @@ class Scheduler:
             self._queue_of(job).remove(job)
         else:
             self.open_jobs -= 1
+        actions: list[Action] = [Finished(job)]
         if job.child is not None:
-            self._release(job.child)
+            actions += self._children.release(job.child, now)
         job.state = JobState.CLOSED
         job.child = job.deadline = job.soft_deadline = None
-        return [Finished(job)]
+        return actions
 
     def terminate(self, job: Job, signum: int, now: float) -> list[Action]:
         """End `job` on request: its child, if it has the request, gets `signum` and is replaced."""
@@ -189,69 +183,44 @@ class Scheduler:
             return actions
         if child.state is ChildState.STOPPING:
             child.job = None
-            return [*actions, Kill(child, signum)]
+            return [*actions, self._children.kill(child, signum)]
         if not sent:
-            self._release(child)
-            return actions
-        self._escalate_at(child, now + child.group.settings.stop_timeout, terminating=True)
+            return [*actions, *self._children.release(child, now)]
+        stop_timeout = child.group.settings.stop_timeout
+        self._children.escalate_at(child, now + stop_timeout, terminating=True)
         return [
             *actions,
-            Kill(child, signum),
-            *self._vacate(child, "its job was terminated", now, blame=False),
+            self._children.kill(child, signum),
+            *self._vacate(child, Cause.TERMINATED, "its job was terminated", now),
         ]
 
     # -- events of children
 
     def spawned(self, child: Child, pid: int, now: float) -> list[Action]:
         """The process of `child` runs."""
-        child.pid = pid
-        if child.state is ChildState.STOPPING:
-            return [CloseStdin(child)]
-        if self.stopping:
-            return self._stop_gently(child, now)
-        child.spawned_at = now
-        settings = child.group.settings
-        if settings.handshake:
-            child.deadline = now + settings.start_timeout
-            self._wake_at(child.deadline)
-        else:
-            self._take_into_service(child)
-        return []
+        return self._children.spawned(child, pid, now)
 
     def ready(self, child: Child, pid: int | None, now: float) -> list[Action]:
         """`child` has booted; `pid` is the process that does its work, None if it is unknown."""
-        if child.state is ChildState.STOPPING:
-            return []
-        child.pid = pid or child.pid
-        child.deadline = None
-        child.has_read = True
-        self._take_into_service(child)
-        return []
+        return self._children.ready(child, pid, now)
 
     def boot_failed(self, child: Child, message: str, now: float) -> list[Action]:
         """`child` said that it can't boot."""
         if child.state is ChildState.STOPPING:
             return []
         summary, _, _ = message.partition("\n")
-        actions = self._replace(child, f"it can't boot: {summary}", now)
+        actions = self._replace(child, Cause.NOT_STARTED, f"it can't boot: {summary}", now)
         child.group.failure = message
         return actions
-
-    def _take_into_service(self, child: Child) -> None:
-        self._move(child, ChildState.IDLE)
-        child.group.came_up = True
-        child.group.idle[child] = None
-        # Whoever has served before goes first: this one may still be booting.
-        child.group.idle.move_to_end(child, last=False)
 
     def spawn_failed(self, child: Child, reason: str, now: float) -> list[Action]:
         """The process of `child` could not be started."""
         del child.group.children[child.number]
         if child.state is ChildState.STOPPING:
             # It was not wanted any more.
-            self._move(child, ChildState.GONE)
+            self._children.move(child, ChildState.GONE)
             return []
-        return self._vacate(child, reason, now, blame=True, state=ChildState.GONE)
+        return self._vacate(child, Cause.NOT_STARTED, reason, now, ChildState.GONE)
 
     def replied(self, child: Child, reply: Reply, now: float) -> list[Action]:
         """`child` wrote a final reply."""
@@ -264,11 +233,15 @@ class Scheduler:
             return self.faulted(
                 child, f"the reply's id is {reply.id!r}, the request's {job.task_id!r}", now
             )
-        child.jobs_done += 1
-        child.has_read = True
-        child.slot.failures = 0
-        self._release(child)
-        return [self._answer(job, Answered(reply), child)]
+        actions: list[Action] = [self._answer(job, Answered(reply), child)]
+        actions += self._children.replied(child, bool(reply.retire), now)
+        actions += self._children.release(child, now)
+        return actions
+
+    def measured(self, child: Child, memory: int, now: float) -> list[Action]:
+        """`child`, with all that it has started, takes `memory` bytes."""
+        self._children.measured(child, memory)
+        return []
 
     def faulted(self, child: Child, reason: str, now: float) -> list[Action]:
         """`child` wrote what the protocol does not allow, or can't be served: replace it."""
@@ -278,7 +251,7 @@ class Scheduler:
         actions: list[Action] = []
         if job is not None and job.state is JobState.SENT:
             actions.append(self._answer(job, Faulted(reason), child))
-        return [*actions, *self._replace(child, reason, now)]
+        return [*actions, *self._replace(child, Cause.FAULTED, reason, now)]
 
     def probed(self, child: Child, unread: int, now: float) -> list[Action]:
         """It was looked how many bytes of its first request `child` has not read."""
@@ -291,7 +264,7 @@ class Scheduler:
                 return []
             # Its exit tells whether it has read the job after all; if not, another child has it.
             reason = f"it did not read its first request within {START_TIMEOUT:.0f} s"
-            return self._replace(child, reason, now)
+            return self._replace(child, Cause.NOT_STARTED, reason, now)
         child.has_read = True
         if child.still_boots:
             # What it took to boot is not the job's.
@@ -302,7 +275,7 @@ class Scheduler:
                 job.deadline = now
             if job.soft_deadline is not None and job.soft_deadline <= now + PROBE_INTERVAL:
                 job.soft_deadline = now
-            self._wake_at(now)
+            self._alarm.set(now)
         return []
 
     def unwritten(self, child: Child, reason: str, now: float) -> list[Action]:
@@ -317,7 +290,7 @@ class Scheduler:
         if child.state is ChildState.STOPPING:
             return []
         self._take_back(child)
-        return self._replace(child, reason, now)
+        return self._replace(child, Cause.FAULTED, reason, now)
 
     @staticmethod
     def _take_back(child: Child) -> None:
@@ -335,13 +308,14 @@ class Scheduler:
         if child.state is ChildState.STARTING:
             # Nothing but its exit status will tell more.
             child.reason = reason
+            child.settle_at = None
             child.deadline = now + EOF_GRACE
-            self._wake_at(child.deadline)
+            self._alarm.set(child.deadline)
             return []
         waited_for = child.job is not None and child.job.state is JobState.SENT
         grace = EOF_GRACE if waited_for else child.group.settings.stop_timeout
-        self._escalate_at(child, now + grace, terminating=waited_for)
-        return self._vacate(child, reason, now, blame=True)
+        self._children.escalate_at(child, now + grace, terminating=waited_for)
+        return self._vacate(child, Cause.EXITED, reason, now)
 
     def exited(self, child: Child, status: int, unread: int, now: float) -> list[Action]:
         """The process of `child` ended; all that it wrote has been told before.
@@ -358,62 +332,69 @@ class Scheduler:
             self._take_back(child)
         actions: list[Action] = []
         seen_before = child.reason
+        killed = status == -signal.SIGKILL and not child.killed
+        reason = f"it exited: {describe_exit(status, killed)}"
         if child.state is not ChildState.STOPPING:
-            reason = f"it exited: {describe_exit(status)}"
-            actions += self._vacate(child, reason, now, blame=True, state=ChildState.GONE)
+            actions += self._vacate(child, Cause.EXITED, reason, now, ChildState.GONE)
         else:
-            self._move(child, ChildState.GONE)
-            if job is not None and job.state is JobState.RESERVED and not self.stopping:
+            self._children.move(child, ChildState.GONE)
+            if not child.proven and not child.killed:
+                child.group.failure = f"{seen_before}; {reason}" if seen_before else reason
+            if job is not None and job.state is JobState.RESERVED and not self._children.stopping:
                 actions = [*self._requeue(job), *actions]
                 child.job = None
         if child.job is not None:
-            actions = [*self._settle(child.job, Lost(status, seen_before)), *actions]
+            lost = Lost(status, seen_before, killed, self._crashed(child.job, child))
+            actions = [*self._settle(child.job, lost), *actions]
             child.job = None
         child.deadline = None
         del child.group.children[child.number]
         return [*actions, Forget(child)]
 
+    def _crashed(self, job: Job, child: Child) -> int:
+        """Count that `job` has cost `child`.
+
+        Returns:
+            How many it has cost, if that is as many as it may; otherwise 0.
+        """
+        most = child.group.settings.max_crashes
+        if most is None or self._children.stopping:
+            return 0
+        key = (job.task_id, job.retries)
+        crashes = self._crashes.pop(key, 0) + 1
+        if crashes >= most:
+            return crashes
+        self._crashes[key] = crashes
+        if len(self._crashes) > CRASHES_REMEMBERED:
+            self._crashes.popitem(last=False)
+        return 0
+
     # -- time
+
+    @property
+    def next_deadline(self) -> float | None:
+        """Nothing is due before this; None: nothing is. A lower bound, made exact by `tick`."""
+        return self._alarm.deadline
 
     def tick(self, now: float) -> list[Action]:
         """Do what is due at `now`."""
         if self.next_deadline is None or now < self.next_deadline:
             return []
-        self.next_deadline = None
+        self._alarm.deadline = None
         actions: list[Action] = []
+        for child in self._children:
+            job = child.job
+            if job is not None and child.state is ChildState.BUSY:
+                actions += self._tick_job(child, job, now)
+            actions += self._children.tick(child, now)
+        actions += self._children.refill_all(now)
         for group in self.groups.values():
-            for child in tuple(group.children.values()):
-                actions += self._tick_child(child, now)
-            for slot in group.slots:
-                if slot.spawn_at is not None:
-                    actions += self._refill(group, slot, now)
             for job in [job for job in group.waiting if job.accepted]:
                 # It lost its child, but not its limit.
                 if job.deadline is not None and now >= job.deadline:
                     actions += self._settle(job, TimedOut(job.timeout or 0.0))
                 else:
-                    self._wake_at(job.deadline)
-        return actions
-
-    def _tick_child(self, child: Child, now: float) -> list[Action]:
-        actions: list[Action] = []
-        job = child.job
-        if job is not None and child.state is ChildState.BUSY:
-            actions += self._tick_job(child, job, now)
-        if child.deadline is None:
-            return actions
-        if now < child.deadline:
-            self._wake_at(child.deadline)
-        elif child.state is ChildState.STARTING:
-            seconds = child.group.settings.start_timeout
-            reason = child.reason or f"it was not ready within {seconds:g} s (start_timeout)"
-            actions += self._replace(child, reason, now)
-        elif child.terminating:
-            child.deadline = None
-            actions.append(Kill(child, signal.SIGKILL))
-        else:
-            self._escalate_at(child, now + child.group.settings.stop_timeout, terminating=True)
-            actions.append(Kill(child, signal.SIGTERM))
+                    self._alarm.set(job.deadline)
         return actions
 
     def _tick_job(self, child: Child, job: Job, now: float) -> list[Action]:
@@ -423,17 +404,17 @@ class Scheduler:
         if job.deadline is not None and now >= job.deadline:
             sent = job.state is JobState.SENT
             actions += self._settle(job, TimedOut(job.timeout or 0.0))
-            if sent:
-                return [*actions, *self._replace(child, "its job took too long", now, blame=False)]
-            self._release(child)
-            return actions
+            if not sent:
+                return [*actions, *self._children.release(child, now)]
+            reason = f"its job took longer than {job.timeout:g} s (hard time limit)"
+            return [*actions, *self._replace(child, Cause.TIMED_OUT, reason, now)]
         if job.soft_deadline is not None and now >= job.soft_deadline:
             job.soft_deadline = None
             name = child.group.settings.soft_timeout_signal
             signum = signal.Signals[name] if name and job.state is JobState.SENT else None
             actions.append(SoftTimeout(job, child, signum))
-        self._wake_at(job.deadline)
-        self._wake_at(job.soft_deadline)
+        self._alarm.set(job.deadline)
+        self._alarm.set(job.soft_deadline)
         return actions
 
     def _put_off(self, job: Job, now: float) -> bool:
@@ -443,29 +424,23 @@ class Scheduler:
             job.deadline, due = now + PROBE_INTERVAL, True
         if job.soft_deadline is not None and now >= job.soft_deadline:
             job.soft_deadline, due = now + PROBE_INTERVAL, True
-        self._wake_at(job.deadline)
-        self._wake_at(job.soft_deadline)
+        self._alarm.set(job.deadline)
+        self._alarm.set(job.soft_deadline)
         return due
 
     def _set_limits(self, job: Job, now: float) -> None:
         """Let the time limits of `job` count from `now`."""
         job.deadline = None if job.timeout is None else now + job.timeout
         job.soft_deadline = None if job.soft_timeout is None else now + job.soft_timeout
-        self._wake_at(job.deadline)
-        self._wake_at(job.soft_deadline)
+        self._alarm.set(job.deadline)
+        self._alarm.set(job.soft_deadline)
 
     # -- size
 
     def grow(self, count: int, now: float) -> list[Action]:
         """Add `count` to the limit, and `count` children to each group without its own size."""
         self.limit += count
-        actions: list[Action] = []
-        for group in self._elastic_groups():
-            for _ in range(count):
-                slot = Slot(max((slot.number for slot in group.slots), default=-1) + 1)
-                group.slots.append(slot)
-                actions += self._refill(group, slot, now)
-        return actions
+        return self._children.grow(count, now)
 
     def check_shrink(self, count: int) -> None:
         """Raise if `shrink` would find too few children that are not busy.
@@ -473,38 +448,23 @@ class Scheduler:
         Raises:
             ValueError: there are too few, or none would be left. In the words of billiard's pool.
         """
-        enough = all(len(self._spare_slots(group)) >= count for group in self._elastic_groups())
-        if count >= self.limit or not enough:
+        if count >= self.limit or not self._children.can_shrink(count):
             raise ValueError("Can't shrink pool. All processes busy!")
 
     def shrink(self, count: int, now: float) -> list[Action]:
         """Take `count` off the limit, and `count` children that are not busy from each group
         without its own size."""
         self.limit -= count
-        actions: list[Action] = []
-        for group in self._elastic_groups():
-            for slot in self._spare_slots(group)[::-1][:count]:
-                group.slots.remove(slot)
-                if slot.child is not None:
-                    actions += self._stop_gently(slot.child, now)
-        return actions
-
-    def _elastic_groups(self) -> list[Group]:
-        return [group for group in self.groups.values() if group.settings.size is None]
-
-    @staticmethod
-    def _spare_slots(group: Group) -> list[Slot]:
-        return [
-            slot
-            for slot in group.slots
-            if slot.child is None or slot.child.state is not ChildState.BUSY
-        ]
+        return self._children.shrink(count, now)
 
     # -- decisions
 
     def dispatch(self, now: float) -> list[Action]:
-        """Hand waiting jobs to idle children, in order of arrival, as far as `limit` allows."""
-        actions: list[Action] = []
+        """Hand waiting jobs to idle children, in order of arrival, as far as `limit` allows.
+
+        And spawn the successors of children that are worn.
+        """
+        actions = self._children.renew(now)
         while self.open_jobs < self.limit:
             queue = self._next_queue()
             if queue is None:
@@ -527,11 +487,11 @@ class Scheduler:
         child: Child | None = None
         if job.group is not None:
             child, _ = self.groups[job.group].idle.popitem()
-            self._move(child, ChildState.BUSY)
+            self._children.move(child, ChildState.BUSY)
             child.job, job.child = job, child
             if job.accepted:
-                self._wake_at(job.deadline)
-                self._wake_at(job.soft_deadline)
+                self._alarm.set(job.deadline)
+                self._alarm.set(job.soft_deadline)
             else:
                 self._set_limits(job, now)
         if not job.accepted:
@@ -543,10 +503,13 @@ class Scheduler:
 
     def _send(self, child: Child, job: Job) -> Write:
         job.state = JobState.SENT
+        self._children.begins(child)
         return Write(child, job)
 
     def _answer(self, job: Job, outcome: Outcome, child: Child) -> Settle:
         """Give `outcome` to the tracer of `job`, which brings the job to its end."""
+        if self._crashes:
+            self._crashes.pop((job.task_id, job.retries), None)
         if job.traced_here:
             job.state = JobState.ANSWERED
         else:
@@ -569,12 +532,6 @@ class Scheduler:
         job.child = job.deadline = job.soft_deadline = None
         return [Settle(job, outcome, child)]
 
-    def _release(self, child: Child) -> None:
-        """Make a busy child idle."""
-        child.job = None
-        self._move(child, ChildState.IDLE)
-        child.group.idle[child] = None
-
     def _requeue(self, job: Job) -> list[Action]:
         """Put a job whose request no child has begun back where it was in the queue.
 
@@ -587,98 +544,44 @@ class Scheduler:
         self.open_jobs -= 1
         job.state = JobState.QUEUED
         job.child = None
-        self._wake_at(job.deadline)
+        self._alarm.set(job.deadline)
         # In order of arrival, also among others that lost their children.
         queue = self._queue_of(job)
         queue.insert(sum(other.number < job.number for other in queue), job)
         return []
 
-    def _replace(self, child: Child, reason: str, now: float, blame: bool = True) -> list[Action]:
+    def _replace(self, child: Child, cause: Cause, reason: str, now: float) -> list[Action]:
         """Kill `child` and fill its slot."""
-        actions = self._vacate(child, reason, now, blame)
-        return [Kill(child, signal.SIGKILL), *actions]
+        actions = self._vacate(child, cause, reason, now)
+        return [self._children.kill(child, signal.SIGKILL), *actions]
 
     def _vacate(
         self,
         child: Child,
+        cause: Cause,
         reason: str,
         now: float,
-        blame: bool,
         state: ChildState = ChildState.STOPPING,
     ) -> list[Action]:
-        """Take `child` out of service, and let its slot spawn: later, if the child is to blame."""
+        """Take `child` out of service, as `Children.vacate`; a job that it has not begun goes
+        back to the queue."""
         job = child.job
-        child.reason = reason
-        if child.state is ChildState.STARTING:
-            child.group.failure = reason
-            child.deadline = None
-        child.group.idle.pop(child, None)
-        self._move(child, state)
         actions: list[Action] = []
         if job is not None and job.state is not JobState.SENT:
             child.job = None
             if job.state is JobState.RESERVED:
                 actions += self._requeue(job)
-        slot = child.slot
-        slot.child = None
-        delay = 0.0
-        if blame and child.jobs_done == 0:
-            slot.failures += 1
-            delay = min(BACKOFF_LAST, BACKOFF_FIRST * 2 ** min(slot.failures - 1, 20))
-            delay *= 0.5 + self._random() / 2
-            slot.spawn_at = now + delay
-        actions.append(Report(child, reason, job, delay))
-        return [*actions, *self._refill(child.group, slot, now)]
-
-    def _refill(self, group: Group, slot: Slot, now: float) -> list[Action]:
-        if self.stopping or slot.child is not None:
-            return []
-        if slot.spawn_at is not None and now < slot.spawn_at:
-            self._wake_at(slot.spawn_at)
-            return []
-        slot.spawn_at = None
-        self._children_seen += 1
-        child = Child(group, slot, self._children_seen)
-        slot.child = child
-        group.children[child.number] = child
-        return [Spawn(child)]
-
-    def _stop_gently(self, child: Child, now: float) -> list[Action]:
-        if child.state is ChildState.STOPPING:
-            return []
-        self._move(child, ChildState.STOPPING)
-        child.group.idle.pop(child, None)
-        self._escalate_at(child, now + child.group.settings.stop_timeout, terminating=False)
-        return [CloseStdin(child)]
+        return [*actions, *self._children.vacate(child, cause, reason, job, now, state)]
 
     # -- small things
-
-    def _escalate_at(self, child: Child, deadline: float, terminating: bool) -> None:
-        """At `deadline`, kill `child`, with SIGTERM first unless it has been `terminating`."""
-        child.deadline = deadline
-        child.terminating = terminating
-        self._wake_at(deadline)
-
-    def _move(self, child: Child, state: ChildState) -> None:
-        if state not in TRANSITIONS[child.state]:
-            raise TransitionError(f"{child!r} can't become {state.value}")
-        child.state = state
-
-    def _wake_at(self, deadline: float | None) -> None:
-        if deadline is not None and (self.next_deadline is None or deadline < self.next_deadline):
-            self.next_deadline = deadline
 
     def _queue_of(self, job: Job) -> deque[Job]:
         return self._local if job.group is None else self.groups[job.group].waiting
 
     @property
     def booting(self) -> bool:
-        """Whether the first child of a slot is still to be ready."""
-        return any(
-            slot.child is not None and slot.child.state is ChildState.STARTING and not slot.failures
-            for group in self.groups.values()
-            for slot in group.slots
-        )
+        """Whether a slot's first child has still to prove itself, or to be gone after it failed."""
+        return self._children.booting
 
     @property
     def idle(self) -> bool:
@@ -686,6 +589,3 @@ class Scheduler:
         return not self.open_jobs and not any(
             (self._local, *(group.waiting for group in self.groups.values()))
         )
-
-    def _all_children(self) -> list[Child]:
-        return [child for group in self.groups.values() for child in group.children.values()]

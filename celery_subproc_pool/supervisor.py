@@ -26,11 +26,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
-from . import records
+from . import records, reports
 from .child import ChildProcess, pidfd
 from .errors import ProtocolFault, SpawnError
 from .guardian import MARK, Guardian
 from .live import ChildFacts, LiveChild
+from .memory import MemoryMeter
 from .protocol import Fatal, Ready, quote
 from .records import Action, Child, Outcome
 from .scheduler import Scheduler
@@ -106,6 +107,7 @@ class Supervisor:
         self._starting = False
         self._closed = False
         self._announced: float | None = None
+        self._meter = MemoryMeter()
         self._guardian: Guardian | None = None
         self._guardian_fd: int | None = None
         self._perform: dict[type, Callable[[Any], None]] = {
@@ -118,7 +120,10 @@ class Supervisor:
             records.Kill: self._kill,
             records.CloseStdin: self._close_stdin,
             records.Report: self._report,
+            records.Recycled: reports.recycled,
+            records.Healed: lambda action: reports.healed(action.group),
             records.Probe: self._probe,
+            records.Measure: self._measure,
             records.Forget: self._forget,
         }
 
@@ -163,6 +168,17 @@ class Supervisor:
             self._wake()
         elif not self._turning:
             self._settle_down()
+
+    def terminate(self, job: records.Job, signum: int) -> None:
+        """End `job`, from any thread, unless its reply is there already: one that came in time
+        is not late because nobody has read it yet."""
+        self.post(self._terminate, job, signum)
+
+    def _terminate(self, job: records.Job, signum: int, now: float) -> list[Action]:
+        live = None if job.child is None else self._live.get(job.child.number)
+        if live is not None:
+            self._guarded(self._on_stdout, live, 0)
+        return self.scheduler.terminate(job, signum, now)
 
     def turn(self, timeout: float = 0.0) -> None:
         """Serve all descriptors that are ready, then do what follows from it.
@@ -214,7 +230,7 @@ class Supervisor:
 
         Safe in a signal handler: it relies on nothing that a turn may have left half done.
         """
-        self.scheduler.stopping = True
+        self.scheduler.abandon()
         for live in list(self._live.values()):
             live.process.kill(signal.SIGKILL)
         for number, live in list(self._live.items()):
@@ -380,6 +396,8 @@ class Supervisor:
         base = self._environ
         if settings.clean_env:
             base = {"PATH": base.get("PATH", os.defpath)}
+        elif child.group.withheld:
+            base = {name: base[name] for name in base.keys() - child.group.withheld}
         own = {MARK: self._guardian.mark, SLOT: str(child.slot.number)}
         return {**base, **settings.env, **own}
 
@@ -443,6 +461,13 @@ class Supervisor:
             unread = live.process.unread_bytes()
             self._actions.extend(self.scheduler.probed(live.child, unread, self._clock()))
 
+    def _measure(self, action: records.Measure) -> None:
+        live = self._live.get(action.child.number)
+        if live is not None:
+            now = self._clock()
+            memory = self._meter.measure(live.process.pid, now)
+            self._actions.extend(self.scheduler.measured(live.child, memory, now))
+
     def _kill(self, action: records.Kill) -> None:
         live = self._live.get(action.child.number)
         if live is not None:
@@ -455,19 +480,8 @@ class Supervisor:
             live.process.close_stdin()
 
     def _report(self, action: records.Report) -> None:
-        child, job = action.child, action.job
-        live = self._live.get(child.number)
-        tail = " | ".join(live.facts().stderr) if live is not None else ""
-        logger.warning(
-            "Child %s#%d (pid %s) is replaced: %s%s%s%s",
-            child.group.name,
-            child.slot.number,
-            child.pid,
-            action.reason,
-            f"; its job was {job.task_name}[{job.task_id}]" if job is not None else "",
-            f"; the next one starts in {action.delay:.1f} s" if action.delay else "",
-            f"; its last stderr lines: {tail}" if tail else "",
-        )
+        live = self._live.get(action.child.number)
+        reports.replaced(action, None if live is None else live.facts())
 
     # -- descriptors
 

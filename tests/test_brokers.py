@@ -10,6 +10,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,12 @@ from celery_subproc_pool import SubprocTask
 app.conf.include = ["ordinary_tasks"]
 @app.task(base=SubprocTask, name="do.late", acks_late=True, reject_on_worker_lost=True)
 def late(*args): ...
+@app.task(name="python.late", acks_late=True, reject_on_worker_lost=True)
+def python_late(path, signum):
+    import os
+    with open(path, "a") as file:
+        file.write("run\\n")
+    os.kill(os.getpid(), signum)
 """
 
 
@@ -67,10 +74,11 @@ class Workplace:
     Arguments:
         directory: the project's.
         broker: the broker's name.
+        code: added to the project's.
         conf: added to the configuration.
     """
 
-    def __init__(self, directory: Path, broker: str, **conf: Any) -> None:
+    def __init__(self, directory: Path, broker: str, code: str = "", **conf: Any) -> None:
         self.log = directory / "jobs.log"
         self.log.touch()
         self.broker = broker
@@ -87,7 +95,7 @@ class Workplace:
             "worker_cancel_long_running_tasks_on_connection_loss": False,
             **conf,
         }
-        self.project = Project(directory, BROKERS[broker], BACKEND, conf=full, code=CODE)
+        self.project = Project(directory, BROKERS[broker], BACKEND, conf=full, code=CODE + code)
         self.app = self.project.app
 
     def send(self, name: str, *steps: list[Any], **options: Any) -> Any:
@@ -108,6 +116,48 @@ def place(tmp_path: Path, broker: str) -> Iterator[Workplace]:
 
 def get(result: Any) -> Any:
     return result.get(timeout=DEADLINE)
+
+
+PUTS_ASIDE = """
+from kombu import Queue
+arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "%s"}
+app.conf.task_queues = [Queue(app.conf.task_default_queue, queue_arguments=arguments)]
+"""
+
+
+@pytest.mark.parametrize("task", ["do.late", "python.late"])
+def test_a_poison_message_costs_three_children_and_is_put_aside(
+    tmp_path: Path, broker: str, task: str
+) -> None:
+    runs, dead = tmp_path / "runs", f"csp-test-{uuid.uuid4().hex}-dead"
+    place = Workplace(tmp_path, broker, code=PUTS_ASIDE % dead)
+    args = {"do.late": [[["append", str(runs)], ["signal", 11]]], "python.late": [str(runs), 11]}
+    logged = (
+        "PoisonousTaskError('It has cost 3 children of this worker, as many as it may"
+        " (max_crashes), and is rejected. The last one: signal 11 (SIGSEGV)"
+    )
+    with (
+        closing(place),
+        Connection(BROKERS[broker]) as connection,
+        closing(connection.SimpleQueue(dead)) as aside,
+    ):
+        with place.project.worker("-P", "celery_subproc_pool:Pool", "-c", "2") as worker:
+            # Declared by the worker, with its arguments.
+            queue = Queue(place.queue, no_declare=True)
+            result = place.app.send_task(task, args[task], queue=queue)
+            with pytest.raises(Exception, match="It has cost 3 children") as failure:
+                get(result)
+            assert type(failure.value).__name__ == "PoisonousTaskError"
+            assert result.state == "FAILURE"
+            assert runs.read_text().split() == ["run"] * 3
+            wait_for(lambda: logged in worker.log, "a word in the log")
+            if broker == "rabbitmq":
+                # Where it can, the broker puts it aside.
+                assert aside.get(timeout=DEADLINE).headers["id"] == result.id
+        # Nothing was left for another worker.
+        assert worker.log.count(f"[{result.id}] received") == 3
+        aside.consumer.cancel()
+        aside.queue.delete()
 
 
 def test_ten_thousand_jobs_on_four_warm_perl_children_exactly_once_each(place: Workplace) -> None:

@@ -15,9 +15,13 @@ from celery_subproc_pool.errors import ConfigError
 ARGV = {"argv": ["cat"]}
 VARIABLE = "CELERY_SUBPROC_POOL"
 FROM_VARIABLE = f"subproc_pool (from the environment variable {VARIABLE})"
+COMMON = (
+    "env, cwd, size, start_timeout, stop_timeout, stderr, max_jobs, max_age, max_memory,"
+    " recycle_jitter, max_crashes"
+)
 KNOWN = (
-    "argv, tasks, env, clean_env, cwd, size, timeout, handshake, start_timeout, stop_timeout,"
-    " stderr, max_message_bytes, throttle_max_retries, soft_timeout_signal"
+    f"{COMMON}, argv, tasks, clean_env, timeout, handshake, max_message_bytes,"
+    " throttle_max_retries, soft_timeout_signal"
 )
 
 
@@ -374,8 +378,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "a misspelt setting of python": (
         {"python": {"exe": "python3"}},
-        ".python.exe: no such setting; the settings are executable, wrapper, env, cwd, size,"
-        " start_timeout, stderr",
+        f".python.exe: no such setting; the settings are {COMMON}, executable, wrapper",
     ),
     "an interpreter that is not there": (
         {"python": {"executable": "/nowhere/python"}},

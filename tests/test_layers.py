@@ -23,11 +23,24 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "stderr": ({"protocol"}, set()),
     "config": ({"errors"}, {"msgspec"}),
     "records": ({"config", "protocol"}, {"msgspec"}),
-    "scheduler": ({"errors", "protocol", "records"}, set()),
+    "children": ({"errors", "records"}, set()),
+    "scheduler": ({"children", "protocol", "records"}, set()),
+    "memory": (set(), {"psutil"}),
     "child": ({"errors"}, set()),
     "live": ({"child", "errors", "protocol", "records", "stderr"}, {"msgspec"}),
+    "reports": ({"live", "records"}, set()),
     "supervisor": (
-        {"child", "errors", "guardian", "live", "protocol", "records", "scheduler"},
+        {
+            "child",
+            "errors",
+            "guardian",
+            "live",
+            "memory",
+            "protocol",
+            "records",
+            "reports",
+            "scheduler",
+        },
         set(),
     ),
     "outcome": ({"errors", "live", "protocol", "records"}, {"billiard", "celery"}),
@@ -35,8 +48,9 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "jobs": ({"errors", "outcome", "protocol", "records", "tasks"}, {"billiard"}),
     "compat": ({"jobs", "outcome"}, {"billiard", "celery", "kombu"}),
     "messages": ({"errors", "protocol"}, {"billiard", "celery", "kombu", "msgspec"}),
+    "withheld": ({"config"}, {"celery"}),
     "launch": (
-        {"compat", "config", "errors", "messages", "protocol", "records", "tasks"},
+        {"compat", "config", "errors", "messages", "protocol", "records", "tasks", "withheld"},
         {"celery", "click"},
     ),
     "loading": ({"compat", "messages", "protocol"}, {"billiard", "celery"}),
@@ -66,7 +80,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
 }
 
 #: Modules that decide: no clock, no process, no thread may come near them.
-PURE = ("errors", "protocol", "config", "records", "scheduler", "stderr")
+PURE = ("errors", "protocol", "config", "records", "children", "scheduler", "stderr")
 IMPURE = {"asyncio", "multiprocessing", "select", "selectors", "subprocess", "threading", "time"}
 
 

@@ -274,11 +274,6 @@ def test_log_files_for_each_child(tmp_path: Path) -> None:
 # -- external children beside them
 
 
-def test_options_that_do_nothing_yet_are_named(tmp_path: Path) -> None:
-    with project_with(tmp_path).worker(*POOL, "-c", "1", "--max-tasks-per-child", "2") as worker:
-        assert "--max-tasks-per-child is set, and this version of the pool does not" in worker.log
-
-
 def test_external_and_python_children_in_one_worker(tmp_path: Path) -> None:
     children = {"obeys": {"argv": python_child("obeys"), "tasks": ["do.*", "do.it"], "size": 1}}
     project = Project(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from celery_subproc_pool.children import BACKOFF_LAST, SETTLE
 from celery_subproc_pool.config import ChildSettings
 from celery_subproc_pool.errors import TransitionError
 from celery_subproc_pool.protocol import Ok
@@ -40,7 +41,7 @@ from celery_subproc_pool.records import (
     Write,
     describe_exit,
 )
-from celery_subproc_pool.scheduler import BACKOFF_LAST, EOF_GRACE, Scheduler
+from celery_subproc_pool.scheduler import EOF_GRACE, Scheduler
 
 STOP_TIMEOUT = 10.0
 
@@ -60,7 +61,8 @@ class World:
         boot_slowly: bool = False,
         **kinds: ChildSettings,
     ) -> None:
-        self.now = 0.0
+        #: Children that can't tell have proved themselves at 0.
+        self.now = -SETTLE
         self.last_pid = 100
         self.spawns_fail = False
         self.children_boot_slowly = boot_slowly
@@ -73,6 +75,7 @@ class World:
             random,
         )
         self.perform(self.scheduler.start(self.now))
+        self.at(0.0)
 
     def perform(self, actions: list[Action]) -> list[Action]:
         """Answer each `Spawn`. Returns all actions, with those that followed."""
@@ -118,7 +121,10 @@ class World:
         """A job whose request is written to a child."""
         job = self.submit(task_id, group, **limits)
         child = child_of(job)
-        assert self.tell(self.scheduler.provide, job, b"request") == [Write(child, job)]
+        actions = self.tell(self.scheduler.provide, job, b"request")
+        assert [action for action in actions if not isinstance(action, Spawn)] == [
+            Write(child, job)
+        ]
         return job, child
 
     def idle(self) -> bool:
@@ -165,11 +171,11 @@ def test_a_child_moves_as_the_table_says_and_no_other_way(
     child = Child(world.scheduler.groups["a"], world.slots()[0], 1)
     child.state = source
     if target in TRANSITIONS[source]:
-        world.scheduler._move(child, target)
+        world.scheduler._children.move(child, target)
         assert child.state == target
     else:
         with pytest.raises(TransitionError, match=f"can't become {target.value}"):
-            world.scheduler._move(child, target)
+            world.scheduler._children.move(child, target)
         assert child.state is source
 
 
@@ -639,7 +645,7 @@ def test_a_hard_limit_costs_the_child_that_has_the_request() -> None:
     assert actions == [
         Settle(job, TimedOut(5.0), child),
         Kill(child, signal.SIGKILL),
-        Report(child, "its job took too long", job, 0.0),
+        Report(child, "its job took longer than 5 s (hard time limit)", job, 0.0),
         Spawn(new_child(actions)),
     ]
     assert ends(world.tell(world.scheduler.exited, child, -9, 0)) == []
@@ -964,7 +970,7 @@ def test_a_child_that_starts_after_the_order_to_kill_all_is_stopped() -> None:
     scheduler = Scheduler({"a": Group("a", kind(), 1)}, 1)
     child = new_child(scheduler.start(0.0))
     # As `Supervisor.kill_all` does, which may interrupt a turn.
-    scheduler.stopping = True
+    scheduler.abandon()
     assert scheduler.spawned(child, 17, 0.0) == [CloseStdin(child)]
 
 
@@ -1101,6 +1107,9 @@ def test_the_next_deadline_is_a_lower_bound_that_tick_makes_exact() -> None:
     world.at(7.0)
     assert world.scheduler.next_deadline == 9.0
     world.at(9.0)
+    # When the child's replacement has proved itself.
+    assert world.scheduler.next_deadline == 9.0 + SETTLE
+    world.at(9.5)
     assert world.scheduler.next_deadline is None
 
 
@@ -1112,6 +1121,8 @@ def test_the_next_deadline_knows_of_children_and_slots_too() -> None:
     world.tell(world.scheduler.stdout_closed, second)
     world.tell(world.scheduler.stdout_closed, world.children("b")[0])
     world.at(0.1)
+    assert world.scheduler.next_deadline == pytest.approx(0.1 + SETTLE)
+    world.at(2 * SETTLE)
     assert world.scheduler.next_deadline == STOP_TIMEOUT
     world.tell(world.scheduler.exited, second, 0, 0)
     world.at(STOP_TIMEOUT)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 from collections import Counter, deque
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -31,6 +32,8 @@ from celery_subproc_pool.records import (
     Job,
     JobState,
     Kill,
+    Lost,
+    Measure,
     Probe,
     Settle,
     Spawn,
@@ -39,6 +42,7 @@ from celery_subproc_pool.records import (
 from celery_subproc_pool.scheduler import Scheduler
 
 REQUEST = b"request"
+BIG = 2**20
 HELD = (JobState.RESERVED, JobState.SENT, JobState.ANSWERED)
 PICK = st.integers(0, 1000)
 
@@ -65,17 +69,32 @@ class World(RuleBasedStateMachine):
         super().__init__()
         self.now = 0.0
         kinds = {
-            "elastic": ChildSettings(argv=("true",), size=None, stop_timeout=3.0),
+            "elastic": ChildSettings(
+                argv=("true",), size=None, stop_timeout=3.0, max_memory=BIG, recycle_jitter=0.0
+            ),
             "fixed": ChildSettings(
-                argv=("true",), size=2, stop_timeout=3.0, soft_timeout_signal="SIGUSR1"
+                argv=("true",),
+                size=2,
+                stop_timeout=3.0,
+                soft_timeout_signal="SIGUSR1",
+                max_jobs=2,
+                max_crashes=1,
             ),
             "tracing": ChildSettings(
-                argv=("true",), size=2, stop_timeout=3.0, handshake=True, start_timeout=7.0
+                argv=("true",),
+                size=5,
+                stop_timeout=3.0,
+                handshake=True,
+                start_timeout=7.0,
+                max_age=20.0,
             ),
         }
         limit = 3
+        jitter = Random(1).random
         self.scheduler = Scheduler(
-            {name: Group(name, kind, kind.size or limit) for name, kind in kinds.items()}, limit
+            {name: Group(name, kind, kind.size or limit) for name, kind in kinds.items()},
+            limit,
+            jitter,
         )
         self.pending: deque[Action] = deque()
         self.told_by_threads = False
@@ -161,10 +180,8 @@ class World(RuleBasedStateMachine):
     def perform(self, action: Action) -> None:
         if isinstance(action, Spawn):
             self.spawn(action.child)
-        elif isinstance(action, Probe):
-            # Every other child takes a second to boot.
-            boots = action.child.number % 2 and self.now < action.child.spawned_at + 1.0
-            self.scheduler.probed(action.child, 10**9 if boots else 0, self.now)
+        elif isinstance(action, (Probe, Measure)):
+            self.look(action)
         elif isinstance(action, Write):
             self.write(action.child, action.job)
         elif isinstance(action, Accept) and action.job.traced_here:
@@ -177,6 +194,16 @@ class World(RuleBasedStateMachine):
                     process.killed = True
         elif isinstance(action, Forget):
             assert action.child.state is ChildState.GONE
+
+    def look(self, action: Probe | Measure) -> None:
+        child = action.child
+        if isinstance(action, Probe):
+            # Every other child takes a second to boot.
+            boots = child.number % 2 and self.now < child.spawned_at + 1.0
+            self.scheduler.probed(child, 10**9 if boots else 0, self.now)
+        else:
+            # It grows with every job.
+            self.scheduler.measured(child, child.jobs_done * BIG // 2, self.now)
 
     def spawn(self, child: Child) -> None:
         if self.failing_spawns:
@@ -207,6 +234,9 @@ class World(RuleBasedStateMachine):
     def settle(self, action: Settle) -> None:
         """What an outcome means to the tracer: go on with it, or be abandoned."""
         job = action.job
+        if isinstance(action.outcome, Lost) and job.group == "fixed":
+            unread = action.outcome.status is None
+            assert action.outcome.crashes == (0 if unread else 1)
         if job in self.exchanging:
             self.exchanging.remove(job)
             if self.is_answer(action):
@@ -298,8 +328,13 @@ class World(RuleBasedStateMachine):
         return choice[pick // 4 % len(choice)]
 
     @precondition(lambda self: any(process.asked for process in self.processes))
-    @rule(pick=PICK, with_id=st.booleans(), turn=st.booleans())
-    def reply(self, pick: int, with_id: bool, turn: bool) -> None:
+    @rule(
+        pick=PICK,
+        with_id=st.booleans(),
+        retire=st.sampled_from([None, None, None, True]),
+        turn=st.booleans(),
+    )
+    def reply(self, pick: int, with_id: bool, retire: bool | None, turn: bool) -> None:
         if self.told_by_threads:
             self.end_turn()
         asked = [each for each in self.processes if each.asked and each.stdout_open]
@@ -308,7 +343,7 @@ class World(RuleBasedStateMachine):
         process = asked[pick % len(asked)]
         job, process.asked = process.asked, None
         assert job is not None
-        reply = Ok(id=job.task_id if with_id else None)
+        reply = Ok(id=job.task_id if with_id else None, retire=retire)
         self.by_process(self.scheduler.replied, process.child, reply)
         if turn:
             self.end_turn()
@@ -430,6 +465,42 @@ class World(RuleBasedStateMachine):
             )
 
     @invariant()
+    def slots_and_children_agree_on_who_is_whose(self) -> None:
+        for group in self.scheduler.groups.values():
+            for slot in group.slots:
+                assert slot.child is not None or slot.spawn_at is not None, "somebody will come"
+                assert slot.successor is None or (slot.child is not None and slot.child.worn)
+                for child in (slot.child, slot.successor):
+                    assert child is None or child.state not in (
+                        ChildState.STOPPING,
+                        ChildState.GONE,
+                    )
+                assert slot.successor is None or slot.successor.state is ChildState.STARTING
+            successors = [slot.successor for slot in group.slots if slot.successor is not None]
+            assert group.successors == len(successors)
+            for child in group.children.values():
+                replaced = child not in (child.slot.child, child.slot.successor)
+                assert not replaced or child.state in (ChildState.BUSY, ChildState.STOPPING)
+
+    @invariant()
+    def no_child_does_more_than_its_share(self) -> None:
+        for process in self.processes:
+            most = process.child.group.settings.max_jobs
+            assert most is None or process.child.jobs_begun <= most
+
+    @invariant()
+    def a_group_is_recycled_by_the_quarter(self) -> None:
+        for group in self.scheduler.groups.values():
+            # But for those that do no more jobs at all, the worker serves with all it has.
+            early = [
+                slot
+                for slot in group.slots
+                if slot.successor is not None and slot.child is not None and not slot.child.spent
+            ]
+            # A group may have shrunk since.
+            assert len(early) <= max(1, max(len(group.slots), 5) // 4)
+
+    @invariant()
     def the_next_deadline_is_a_lower_bound(self) -> None:
         deadlines = self.deadlines()
         if deadlines:
@@ -442,7 +513,7 @@ class World(RuleBasedStateMachine):
             found += [slot.spawn_at for slot in group.slots]
             found += [job.deadline for job in group.waiting if job.accepted]
             for child in group.children.values():
-                found.append(child.deadline)
+                found += [child.deadline, child.settle_at, child.retire_at]
                 if child.job is not None and child.state is ChildState.BUSY:
                     found += [child.job.deadline, child.job.soft_deadline]
         return [deadline for deadline in found if deadline is not None]
@@ -456,11 +527,14 @@ class World(RuleBasedStateMachine):
         for _ in range(200):
             self.let_all_go_well()
             self.end_turn()
-            if self.scheduler.next_deadline is not None:
-                self.now = max(self.now, self.scheduler.next_deadline)
+            if not self.at_rest():
+                due = [deadline for deadline in self.deadlines() if deadline > self.now]
+                self.now = min(due, default=self.now)
                 self.end_turn()
             elif not self.at_work():
                 break
+        else:
+            raise AssertionError("it never comes to rest")
         self.each_job_ends_at_most_once()
         self.no_request_goes_twice_to_a_child()
         assert self.scheduler.idle
@@ -473,6 +547,20 @@ class World(RuleBasedStateMachine):
         assert not self.scheduler.booting
         assert len(self.scheduler.groups["fixed"].slots) == 2
         assert len(self.scheduler.groups["elastic"].slots) == self.scheduler.limit
+
+    def at_rest(self) -> bool:
+        """Whether nothing is due but that children grow old."""
+        ages = [
+            child.retire_at
+            for group in self.scheduler.groups.values()
+            for child in group.children.values()
+            if child.retire_at is not None and not child.worn
+        ]
+        return len(self.deadlines()) == len(ages) and not any(
+            slot.successor or (slot.child and slot.child.worn)
+            for group in self.scheduler.groups.values()
+            for slot in group.slots
+        )
 
     def at_work(self) -> bool:
         return bool(

@@ -14,6 +14,9 @@
 ["append", path, w] add the line w (default "run") to the file
 ["die_once", path]  make the file and die, unless it is there
 ["requeue", path]   reject with requeue and make the file; reply ok if it is there
+["own", "pid", {..}] reply with the process' id, in a list, and {..} in the reply
+["start", n]        start a process that takes n MiB, and wait until it has them
+["escape"]          start a process in a session of its own; reply with its id
 ["throttle", n, s]  reply throttled with s seconds until it was n times, then ok; with
 ["retry"]           behind it, then retry
 Anything that is no list of steps is echoed.
@@ -22,6 +25,7 @@ Anything that is no list of steps is echoed.
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -87,7 +91,31 @@ def append(request, path, word="run"):
         file.write(word + "\n")
 
 
+def own(request, name, more):
+    reply(request, {"result": [os.getpid()], **more})
+
+
+SLEEPER = "import sys, time; x = bytearray(%d << 20); print(flush=True); time.sleep(600)"
+
+
+def start(request, megabytes):
+    argv = [sys.executable, "-S", "-c", SLEEPER % megabytes]
+    subprocess.Popen(argv, stdout=subprocess.PIPE).stdout.read(1)
+
+
+def escape(request):
+    argv = [sys.executable, "-S", "-c", SLEEPER % 1]
+    nowhere = subprocess.DEVNULL
+    process = subprocess.Popen(
+        argv, stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True
+    )
+    reply(request, {"result": process.pid})
+
+
 STEPS = {
+    "own": own,
+    "start": start,
+    "escape": escape,
     "die_once": die_once,
     "append": append,
     "requeue": requeue,

@@ -1,0 +1,446 @@
+"""Decides what becomes of children, whatever their jobs: spawn, settle, recycle, stop, back off.
+
+Layer: above `records` and `errors`. Must not import a clock, processes or Celery. `scheduler`,
+which has the jobs, is above it, and takes care of a child's job before it gives the child up.
+
+A slot of a group has one child that serves it. When that one is worn (it has done enough jobs, is
+old, big, or asked for it), a successor boots beside it, and takes its place once it has proved
+that it works::
+
+                 +-- not ready, exited, fault: the slot cools, then spawns again
+                 |
+    STARTING --ready--> IDLE <--> BUSY --did max_jobs--> RETIRING
+                         |         |                        |
+                         +---------+---- its successor -----+----> STOPPING --exit--> GONE
+
+A busy child whose successor serves already goes on until its job has ended. A worn child goes on
+serving until its successor is ready, but one that did `max_jobs` jobs: that is a promise.
+
+A child with a handshake has proved itself when it is ready; any other when it has lived for
+`SETTLE` seconds, or replied.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Callable, Iterator
+
+from .errors import TransitionError
+from .records import (
+    TRANSITIONS,
+    Action,
+    Cause,
+    Child,
+    ChildState,
+    CloseStdin,
+    Group,
+    Healed,
+    Job,
+    Kill,
+    Measure,
+    Recycled,
+    Report,
+    Slot,
+    Spawn,
+)
+
+__all__ = ("Alarm", "Children")
+
+#: Seconds that a child without a handshake lives until it has proved that it can start.
+SETTLE = 0.5
+
+#: Seconds before a slot spawns again: doubled with every child that died before it did a job.
+BACKOFF_FIRST, BACKOFF_LAST = 0.1, 30.0
+
+#: Of a group, the share of children (but one at least) whose successors may boot at a time.
+RECYCLED_AT_A_TIME = 4
+
+#: What a child can't help.
+_BLAMELESS = (Cause.TIMED_OUT, Cause.TERMINATED)
+
+
+class Alarm:
+    """When something is due next: a lower bound, made exact by whoever goes through all that is."""
+
+    __slots__ = ("deadline",)
+
+    def __init__(self) -> None:
+        #: Nothing is due before this; None: nothing is due at all.
+        self.deadline: float | None = None
+
+    def set(self, deadline: float | None) -> None:
+        """Something is due at `deadline`; None is never."""
+        if deadline is not None and (self.deadline is None or deadline < self.deadline):
+            self.deadline = deadline
+
+
+class Children:
+    """The children of all groups. Pure: see this module's docstring.
+
+    Arguments:
+        groups: the groups by name.
+        alarm: is set to what is due next.
+        random: returns numbers from 0 to 1, for jitter.
+    """
+
+    def __init__(self, groups: dict[str, Group], alarm: Alarm, random: Callable[[], float]) -> None:
+        self.groups = groups
+        self.stopping = False
+        self._alarm = alarm
+        self._random = random
+        self._seen = 0
+        #: Those that serve a slot and are to be recycled. An ordered set.
+        self._worn: dict[Child, None] = {}
+
+    def __iter__(self) -> Iterator[Child]:
+        """Yield all that are not gone, while they may go."""
+        for group in self.groups.values():
+            yield from tuple(group.children.values())
+
+    # -- starting
+
+    def refill_all(self, now: float) -> list[Action]:
+        """Spawn what slots lack, as far as they need not cool."""
+        actions: list[Action] = []
+        for group in self.groups.values():
+            for slot in group.slots:
+                if slot.child is None or slot.spawn_at is not None:
+                    actions += self._refill(group, slot, now)
+        return actions
+
+    def spawned(self, child: Child, pid: int, now: float) -> list[Action]:
+        """The process of `child` runs."""
+        child.pid = pid
+        if child.state is ChildState.STOPPING:
+            return [CloseStdin(child)]
+        if self.stopping:
+            return self.stop_gently(child, now)
+        child.spawned_at = now
+        settings = child.group.settings
+        if settings.handshake:
+            child.deadline = now + settings.start_timeout
+            self._alarm.set(child.deadline)
+            return []
+        child.settle_at = now + SETTLE
+        self._alarm.set(child.settle_at)
+        if child.slot.child is child:
+            self._take_into_service(child, now)
+        return []
+
+    def ready(self, child: Child, pid: int | None, now: float) -> list[Action]:
+        """`child` has booted; `pid` is the process that does its work, None if it is unknown."""
+        if child.state is ChildState.STOPPING:
+            return []
+        child.pid = pid or child.pid
+        child.deadline = None
+        child.has_read = True
+        return self.prove(child, now)
+
+    def prove(self, child: Child, now: float) -> list[Action]:
+        """`child` works: let it take its place."""
+        child.proven = True
+        child.settle_at = None
+        group = child.group
+        group.came_up = True
+        if child.state is ChildState.STARTING:
+            self._take_into_service(child, now)
+        actions: list[Action] = []
+        if child.slot.successor is child:
+            actions += self._take_over(child, now)
+        if group.degraded and all(slot.child and slot.child.proven for slot in group.slots):
+            group.degraded = False
+            actions.append(Healed(group))
+        return actions
+
+    def _take_into_service(self, child: Child, now: float) -> None:
+        self.move(child, ChildState.IDLE)
+        child.group.idle[child] = None
+        # Whoever has served before goes first: this one may still be booting.
+        child.group.idle.move_to_end(child, last=False)
+        max_age = child.group.settings.max_age
+        if max_age is not None:
+            child.retire_at = now + max_age * child.stamina
+            self._alarm.set(child.retire_at)
+
+    def _refill(self, group: Group, slot: Slot, now: float) -> list[Action]:
+        """Spawn what `slot` lacks: a child, or the successor of one that is worn."""
+        if self.stopping:
+            return []
+        if slot.spawn_at is not None and now < slot.spawn_at:
+            self._alarm.set(slot.spawn_at)
+            return []
+        slot.spawn_at = None
+        if not self._lacks_child(slot):
+            return []
+        self._seen += 1
+        child = Child(group, slot, self._seen)
+        if group.settings.recycles:
+            self._limit(child)
+        if slot.child is None:
+            slot.child = child
+        else:
+            slot.successor = child
+            group.successors += 1
+        group.children[child.number] = child
+        return [Spawn(child)]
+
+    def _limit(self, child: Child) -> None:
+        settings = child.group.settings
+        child.stamina = 1.0 - settings.recycle_jitter * self._random()
+        if settings.max_jobs is not None:
+            child.enough_jobs = max(1, math.ceil(settings.max_jobs * child.stamina))
+
+    @staticmethod
+    def _lacks_child(slot: Slot) -> bool:
+        child = slot.child
+        if child is None:
+            return True
+        if not child.worn or slot.successor is not None:
+            return False
+        # While a successor boots, a child that does no more jobs is one too few anyway.
+        most = max(1, len(child.group.slots) // RECYCLED_AT_A_TIME)
+        return child.spent or child.group.successors < most
+
+    # -- recycling
+
+    def begins(self, child: Child) -> None:
+        """`child` begins a job."""
+        child.jobs_begun += 1
+        if child.enough_jobs is not None and child.jobs_begun >= child.enough_jobs:
+            # Already now: its successor can boot during its last job.
+            self.wear_out(child, f"it has had {child.jobs_begun} jobs (max_jobs)")
+
+    def replied(self, child: Child, retire: bool, now: float) -> list[Action]:
+        """`child` has done a job; `retire` is whether it asks to be replaced."""
+        child.jobs_done += 1
+        child.group.jobs_done += 1
+        child.slot.failures = 0
+        child.has_read = True
+        actions: list[Action] = [] if child.proven else self.prove(child, now)
+        if retire:
+            self.wear_out(child, "it asked for it (retire)")
+        elif child.group.settings.max_memory is not None and not child.worn:
+            actions.append(Measure(child))
+        return actions
+
+    def measured(self, child: Child, memory: int) -> None:
+        """`child` and what it started take `memory` bytes."""
+        most = child.group.settings.max_memory
+        if most is not None and memory > most * child.stamina:
+            self.wear_out(child, f"it takes {memory / 2**20:.0f} MiB of memory (max_memory)")
+
+    def wear_out(self, child: Child, reason: str) -> None:
+        """Have `child` recycled: it serves on until another can take its place."""
+        if child.slot.child is child and not child.worn:
+            child.worn = reason
+            self._worn[child] = None
+
+    def renew(self, now: float) -> list[Action]:
+        """Spawn successors of children that are worn, as many as may boot at a time."""
+        actions: list[Action] = []
+        for child in tuple(self._worn):
+            actions += self._refill(child.group, child.slot, now)
+        return actions
+
+    def _take_over(self, successor: Child, now: float) -> list[Action]:
+        slot, group = successor.slot, successor.group
+        old = slot.child
+        assert old is not None
+        slot.child, slot.successor = successor, None
+        group.successors -= 1
+        self._worn.pop(old, None)
+        group.replaced[Cause.RECYCLED] += 1
+        actions: list[Action] = [Recycled(old, successor)]
+        if old.state is not ChildState.BUSY:
+            actions += self.stop_gently(old, now)
+        return actions
+
+    def release(self, child: Child, now: float) -> list[Action]:
+        """Let a busy child, whose job is over, be idle, or go if its time has come."""
+        child.job = None
+        if child.slot.child is not child:
+            return self.stop_gently(child, now)
+        if child.spent:
+            self.move(child, ChildState.RETIRING)
+        else:
+            self.move(child, ChildState.IDLE)
+            child.group.idle[child] = None
+        return []
+
+    # -- giving up and stopping
+
+    def vacate(
+        self,
+        child: Child,
+        cause: Cause,
+        reason: str,
+        job: Job | None,
+        now: float,
+        state: ChildState = ChildState.STOPPING,
+    ) -> list[Action]:
+        """Take `child` out of service, and let its slot spawn: later, if the child is to blame.
+
+        Arguments:
+            child: a child that is neither STOPPING nor GONE.
+            cause: why, to be counted.
+            reason: why, in words.
+            job: what it was doing.
+            now: the time.
+            state: GONE if its process is.
+        """
+        child.reason = reason
+        group, slot = child.group, child.slot
+        if not child.proven:
+            group.failure = reason
+        if child.state is ChildState.STARTING:
+            child.deadline = None
+        self._withdraw(child, state)
+        group.replaced[cause] += 1
+        served, awaited = slot.child is child, slot.successor is child
+        if served:
+            slot.child, slot.successor = slot.successor, None
+            group.successors -= slot.child is not None
+        elif awaited:
+            slot.successor = None
+            group.successors -= 1
+        actions: list[Action] = []
+        delay = 0.0
+        if served and slot.child is not None:
+            self._hurry(slot.child, now)
+        elif (served or awaited) and cause not in _BLAMELESS and child.jobs_done == 0:
+            delay = self._cool(group, slot, now)
+        actions.append(Report(child, reason, job, delay))
+        return [*actions, *(self._refill(group, slot, now) if served or awaited else ())]
+
+    def _hurry(self, successor: Child, now: float) -> None:
+        """Let a successor whose slot is empty now serve at once, if it can."""
+        if successor.settle_at is not None:
+            self._take_into_service(successor, now)
+
+    def _cool(self, group: Group, slot: Slot, now: float) -> float:
+        """Put off the next spawn of `slot`; return for how long."""
+        slot.failures += 1
+        delay: float = min(BACKOFF_LAST, BACKOFF_FIRST * 2 ** min(slot.failures - 1, 20))
+        delay *= 0.5 + self._random() / 2
+        slot.spawn_at = now + delay
+        group.degraded = True
+        return delay
+
+    def stop_gently(self, child: Child, now: float) -> list[Action]:
+        """Close the stdin of `child`; it is killed if it does not exit."""
+        if child.state is ChildState.STOPPING:
+            return []
+        self._withdraw(child, ChildState.STOPPING)
+        self.escalate_at(child, now + child.group.settings.stop_timeout, terminating=False)
+        return [CloseStdin(child)]
+
+    def _withdraw(self, child: Child, state: ChildState) -> None:
+        child.group.idle.pop(child, None)
+        child.settle_at = child.retire_at = None
+        self._worn.pop(child, None)
+        self.move(child, state)
+
+    def escalate_at(self, child: Child, deadline: float, terminating: bool) -> None:
+        """At `deadline`, kill `child`, with SIGTERM first unless it has been `terminating`."""
+        child.deadline = deadline
+        child.terminating = terminating
+        self._alarm.set(deadline)
+
+    @staticmethod
+    def kill(child: Child, signum: int) -> Kill:
+        """Return what kills `child`, and remember that it was us."""
+        child.killed = child.killed or signum == signal.SIGKILL
+        return Kill(child, signum)
+
+    # -- time
+
+    def tick(self, child: Child, now: float) -> list[Action]:
+        """Do what is due at `now`."""
+        actions: list[Action] = []
+        if child.settle_at is not None and now >= child.settle_at:
+            actions += self.prove(child, now)
+        if child.retire_at is not None and now >= child.retire_at:
+            child.retire_at = None
+            age = now - child.spawned_at
+            self.wear_out(child, f"it is {age:.0f} s old (max_age)")
+        if child.deadline is not None and now >= child.deadline:
+            actions += self._tick_deadline(child, now)
+        self._alarm.set(child.settle_at)
+        self._alarm.set(child.retire_at)
+        self._alarm.set(child.deadline)
+        return actions
+
+    def _tick_deadline(self, child: Child, now: float) -> list[Action]:
+        settings = child.group.settings
+        if child.state is ChildState.STARTING:
+            reason = child.reason or (
+                f"it was not ready within {settings.start_timeout:g} s (start_timeout)"
+            )
+            actions = self.vacate(child, Cause.NOT_STARTED, reason, None, now)
+            return [self.kill(child, signal.SIGKILL), *actions]
+        if child.terminating:
+            child.deadline = None
+            return [self.kill(child, signal.SIGKILL)]
+        self.escalate_at(child, now + settings.stop_timeout, terminating=True)
+        return [self.kill(child, signal.SIGTERM)]
+
+    # -- size
+
+    def grow(self, count: int, now: float) -> list[Action]:
+        """Add `count` children to each group without its own size."""
+        actions: list[Action] = []
+        for group in self._elastic_groups():
+            for _ in range(count):
+                slot = Slot(max((slot.number for slot in group.slots), default=-1) + 1)
+                group.slots.append(slot)
+                actions += self._refill(group, slot, now)
+        return actions
+
+    def can_shrink(self, count: int) -> bool:
+        """Return whether each group without its own size has `count` children to spare."""
+        return all(len(self._spare_slots(group)) >= count for group in self._elastic_groups())
+
+    def shrink(self, count: int, now: float) -> list[Action]:
+        """Take `count` children that are not busy from each group without its own size."""
+        actions: list[Action] = []
+        for group in self._elastic_groups():
+            for slot in self._spare_slots(group)[::-1][:count]:
+                group.slots.remove(slot)
+                group.successors -= slot.successor is not None
+                for child in (slot.child, slot.successor):
+                    if child is not None:
+                        actions += self.stop_gently(child, now)
+        return actions
+
+    def _elastic_groups(self) -> list[Group]:
+        return [group for group in self.groups.values() if group.settings.size is None]
+
+    @staticmethod
+    def _spare_slots(group: Group) -> list[Slot]:
+        return [
+            slot
+            for slot in group.slots
+            if slot.child is None or slot.child.state is not ChildState.BUSY
+        ]
+
+    # -- facts
+
+    def move(self, child: Child, state: ChildState) -> None:
+        """Let `child` be in another state.
+
+        Raises:
+            TransitionError: the table does not lead there.
+        """
+        if state not in TRANSITIONS[child.state]:
+            raise TransitionError(f"{child!r} can't become {state.value}")
+        child.state = state
+
+    @property
+    def booting(self) -> bool:
+        """Whether the first child of a slot has still to prove itself, or to be gone after it
+        failed to, which tells why."""
+        return any(
+            not child.proven and (child.state is ChildState.STOPPING or not child.slot.failures)
+            for child in self
+        )

@@ -1,0 +1,59 @@
+"""What the log is told of children that come and go.
+
+Layer: above `live` and `records`. Must not import Celery.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from .live import ChildFacts
+from .records import Child, Group, Recycled, Report
+
+__all__ = ("healed", "recycled", "replaced")
+
+logger = logging.getLogger("celery_subproc_pool")
+
+
+def replaced(report: Report, facts: ChildFacts | None) -> None:
+    """Log that a child is replaced after a fault.
+
+    Arguments:
+        report: what happened.
+        facts: what else is known of the child; None if it never ran.
+    """
+    child, job = report.child, report.job
+    tail = " | ".join(facts.stderr) if facts is not None else ""
+    logger.warning(
+        "Child %s is replaced: %s%s%s%s",
+        _name(child),
+        report.reason,
+        f"; its job was {job.task_name}[{job.task_id}]" if job is not None else "",
+        f"; the next one starts in {report.delay:.1f} s; {_strength(child.group)}"
+        if report.delay
+        else "",
+        f"; its last stderr lines: {tail}" if tail else "",
+    )
+
+
+def recycled(event: Recycled) -> None:
+    """Log that a child has had its time."""
+    logger.info(
+        "Child %s is recycled: %s; its successor (pid %s) has taken its place",
+        _name(event.child),
+        event.child.worn,
+        event.successor.pid,
+    )
+
+
+def healed(group: Group) -> None:
+    """Log that a group is at full strength again, where it was logged that it is not."""
+    logger.warning("The group %s is whole again: %s", group.name, _strength(group))
+
+
+def _name(child: Child) -> str:
+    return f"{child.group.name}#{child.slot.number} (pid {child.pid})"
+
+
+def _strength(group: Group) -> str:
+    return f"{group.in_service} of its {len(group.slots)} children are in service"
