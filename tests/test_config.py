@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import pytest
 
-from celery_subproc_pool.config import ChildSettings, PoolSettings, load
+from celery_subproc_pool.config import (
+    ChildSettings,
+    PoolSettings,
+    PythonSettings,
+    load,
+    with_limits,
+)
 from celery_subproc_pool.errors import ConfigError
 
 ARGV = {"argv": ["cat"]}
@@ -380,6 +387,18 @@ REFUSED: dict[str, tuple[Any, str]] = {
         {"python": {"exe": "python3"}},
         f".python.exe: no such setting; the settings are {COMMON}, executable, wrapper",
     ),
+    "a limit of memory in MiB": (
+        {"argv": "cat", "max_memory": 512},
+        ".max_memory: expected `int` >= 1048576, in 512",
+    ),
+    "no job at all": (
+        {"argv": "cat", "max_jobs": 0},
+        ".max_jobs: expected `int` >= 1, in 0",
+    ),
+    "jitter of more than everything": (
+        {"python": {"recycle_jitter": 1.5}},
+        ".python.recycle_jitter: expected `float` <= 1.0, in 1.5",
+    ),
     "an interpreter that is not there": (
         {"python": {"executable": "/nowhere/python"}},
         ".python.executable: the program '/nowhere/python' was not found",
@@ -498,3 +517,31 @@ def test_the_settings_of_python_children(environ: dict[str, str]) -> None:
 def test_python_children_need_no_setting() -> None:
     python = load(None).python
     assert (python.executable, python.prefix, python.size) == (None, (), None)
+
+
+# -- its document
+
+
+@pytest.mark.parametrize(
+    ("kind", "sections"),
+    [
+        (ChildSettings, ("All groups", "External children")),
+        (PythonSettings, ("All groups", "Python children")),
+    ],
+)
+def test_the_document_has_every_setting_and_no_other(kind: Any, sections: tuple[str, ...]) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "settings.md").read_text()
+    found: list[str] = []
+    for section in text.split("\n## ")[1:]:
+        if section.startswith(sections):
+            found += re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert sorted(found) == sorted(kind.__struct_fields__)
+
+
+def test_the_workers_options_hold_where_a_group_has_no_limit_of_its_own() -> None:
+    bare, own = ChildSettings(argv="cat"), ChildSettings(argv="cat", max_jobs=5, max_memory=2**21)
+    limited = with_limits(bare, 7, 3000)
+    assert (limited.max_jobs, limited.max_memory) == (7, 3000 * 1024)
+    assert with_limits(own, 7, 3000) is own
+    assert with_limits(bare, None, 0) is bare
+    assert (bare.recycles, own.recycles) == (False, True)
