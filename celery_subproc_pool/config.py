@@ -68,7 +68,8 @@ class CommonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     cwd: str | None = None
     #: Number of children; None is the worker's concurrency.
     size: Count | None = None
-    #: Seconds that a child which tells when it is ready may take until then.
+    #: Seconds that a child may take to boot: until it says that it is ready, if it does that; if
+    #: not, and its first job should have been done by then, until it reads that.
     start_timeout: Positive = 60.0
     #: Seconds between closing stdin, SIGTERM and SIGKILL when a child is stopped.
     stop_timeout: Positive = 10.0

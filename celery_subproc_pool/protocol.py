@@ -269,7 +269,10 @@ def decode_greeting(line: bytes) -> Ready | Fatal | None:
     """
     if not line.lstrip().startswith(b"{"):
         return None
-    greeting = _decode(_greetings, line)
+    try:
+        greeting = _decode(_greetings, line)
+    except ProtocolFault as exc:
+        raise ProtocolFault(f"it did not say that it is ready (handshake), but: {exc}") from None
     if isinstance(greeting, Ready) and greeting.protocol != PROTOCOL:
         raise ProtocolFault(
             f"it speaks protocol {greeting.protocol}, and this pool protocol {PROTOCOL},"

@@ -63,9 +63,6 @@ EOF_GRACE = 0.5
 #: Seconds from one look to the next whether a child has read its first request.
 PROBE_INTERVAL = 0.1
 
-#: Seconds that a child may take to boot, once its first job should have been done.
-START_TIMEOUT = 60.0
-
 #: How many children may end before they have read a job, until the job is given up.
 MAX_LOSSES = 3
 
@@ -260,14 +257,16 @@ class Scheduler:
             return []
         if unread >= len(job.request):
             child.still_boots = True
-            if now < child.spawned_at + START_TIMEOUT:
+            seconds = child.group.settings.start_timeout
+            if now < child.spawned_at + seconds:
                 return []
+            # What it took to boot is not the job's: not there, and not with the next child.
+            self._set_limits(job, now)
             # Its exit tells whether it has read the job after all; if not, another child has it.
-            reason = f"it did not read its first request within {START_TIMEOUT:.0f} s"
+            reason = f"it did not read its first request within {seconds:g} s (start_timeout)"
             return self._replace(child, Cause.NOT_STARTED, reason, now)
         child.has_read = True
         if child.still_boots:
-            # What it took to boot is not the job's.
             self._set_limits(job, now)
         else:
             # It has had the time. What was put off for the look is due now.

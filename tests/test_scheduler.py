@@ -1170,17 +1170,19 @@ def test_a_probe_that_comes_too_late_changes_nothing() -> None:
     assert job.state is JobState.ANSWERED
 
 
-def test_a_child_that_never_reads_is_replaced_and_its_job_times_out() -> None:
+def test_a_child_that_never_reads_is_replaced_and_its_job_begins_anew() -> None:
     world = World(a=kind(), boot_slowly=True)
     job, child = world.send(timeout=2.0)
     assert world.at(59.0) == [Probe(child)]
     assert world.tell(world.scheduler.probed, child, 10**6) == []
     assert world.at(61.0) == [Probe(child)]
     assert Kill(child, signal.SIGKILL) in world.tell(world.scheduler.probed, child, 10**6)
-    assert child.reason == "it did not read its first request within 60 s"
-    # It never read the job, which waits for another child; but its limit is over.
+    assert child.reason == "it did not read its first request within 60 s (start_timeout)"
+    # It never read the job, whose time has not begun.
     assert ends(world.tell(world.scheduler.exited, child, -9, 10**6)) == []
-    assert ends(world.at(61.2)) == [Settle(job, TimedOut(2.0), None)]
+    world.at(61.2)
+    assert (job.state, child_of(job).pid) == (JobState.SENT, 102)
+    assert Probe(child_of(job)) in world.at(63.0)
 
 
 def test_a_child_that_is_first_looked_at_after_a_long_job_has_begun_it() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -187,11 +188,13 @@ class Worker:
 
     def children(self) -> list[psutil.Process]:
         """Return the pool's children: the worker's, without the guardian."""
-        return [
-            child
-            for child in psutil.Process(self.process.pid).children()
-            if not any(word.endswith("guardian.py") for word in child.cmdline())
-        ]
+        found = []
+        for child in psutil.Process(self.process.pid).children():
+            # One that has just ended is none.
+            with suppress(psutil.Error):
+                if not any(word.endswith("guardian.py") for word in child.cmdline()):
+                    found.append(child)
+        return found
 
     def stats(self) -> dict[str, Any]:
         """Return what `celery inspect stats` says of the pool."""
