@@ -215,8 +215,10 @@ class Children:
         """`child` has done a job; `retire` is whether it asks to be replaced."""
         child.jobs_done += 1
         child.group.jobs_done += 1
-        child.slot.failures = 0
         child.has_read = True
+        if not child.worn:
+            # Otherwise they are those of its successors.
+            child.slot.failures = 0
         actions: list[Action] = [] if child.proven else self.prove(child, now)
         if retire:
             self.wear_out(child, "it asked for it (retire)")

@@ -1,9 +1,9 @@
 """Kills every child's process group when the worker dies, however it dies.
 
 Layer: standard library only; imports nothing of ours. Run as a script, it is the guardian: it
-reads the children's pids from its stdin. When that ends, or the worker says farewell, it kills
-their groups, and whatever else carries the worker's mark in its environment: what a child started
-in a session of its own outlives neither a worker that is killed nor one that stops.
+reads the children's pids from its stdin. When that ends, because the worker was killed or is
+through with its children, it kills their groups, and whatever else carries the worker's mark in its
+environment: what a child has started in a session of its own ends with the worker.
 `Guardian` is the worker's end of it.
 
 PR_SET_CHILD_SUBREAPER and PDEATHSIG do not do: the latter fires when the *thread* that spawned

@@ -226,6 +226,22 @@ def test_a_successor_that_fails_costs_the_old_child_nothing() -> None:
     assert new_child(world.at(90.2)) is successor_of(child)
 
 
+def test_successors_back_off_however_well_the_old_child_does() -> None:
+    world = world_of(max_age=100.0)
+    [child] = world.children()
+    world.at(90.0)
+    delays = []
+    for number in range(4):
+        [report] = reports(world.tell(world.scheduler.exited, successor_of(child), 1, 0))
+        delays.append(report.delay)
+        assert do(world, str(number))[0] is child
+        world.at(world.now + report.delay)
+    assert delays == pytest.approx([0.1, 0.2, 0.4, 0.8])
+    world.tell(world.scheduler.ready, successor_of(child), None)
+    do(world, "x")
+    assert child.slot.failures == 0
+
+
 def test_a_successor_that_cannot_be_spawned_is_tried_again() -> None:
     world = world_of(max_age=100.0)
     [child] = world.children()

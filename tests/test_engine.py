@@ -215,6 +215,21 @@ def test_the_log_says_why_a_child_was_replaced(caplog: pytest.LogCaptureFixture)
     assert report.endswith("its last stderr lines: words")
 
 
+def test_a_reply_that_is_there_is_not_late_because_nobody_has_read_it(tmp_path: Path) -> None:
+    answered = tmp_path / "answered"
+    with Engine(OBEYS) as engine:
+        job = engine.begin([["reply", {"result": "in time"}], ["touch", str(answered)]])
+        engine.turn_until(lambda: job.state is records.JobState.SENT, "the request")
+        # Without turning the engine.
+        wait_for(answered.exists, "the reply")
+        engine.supervisor.terminate(job, signal.SIGTERM)
+        assert answer(engine.outcome_of(job)) == protocol.Ok(id="job", result="in time")
+        late = engine.begin([["wait", "/nowhere"]], task_id="late")
+        engine.turn_until(lambda: late.state is records.JobState.SENT, "the request")
+        engine.supervisor.terminate(late, signal.SIGTERM)
+        assert engine.outcome_of(late) == records.Terminated(signal.SIGTERM)
+
+
 def test_stopping_closes_stdin_then_terminates_then_kills() -> None:
     stubborn = sh_child("trap '' TERM; while :; do sleep 0.05; done")
     with Engine(stubborn, stop_timeout=0.2) as engine:
