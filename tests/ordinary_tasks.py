@@ -187,6 +187,28 @@ def die_once(path: str) -> str:
     return "delivered again"
 
 
+@shared_task(
+    name="retried_when_lost",
+    bind=True,
+    retry_on_worker_lost=True,
+    acks_late=True,
+    max_retries=5,
+    default_retry_delay=0,
+)
+def retried_when_lost(self: Task, deaths: int) -> int:
+    if self.request.retries < deaths:
+        os.kill(os.getpid(), signal.SIGKILL)
+    retries: int = self.request.retries
+    return retries
+
+
+@shared_task(name="fail_unacked", acks_late=True, acks_on_failure_or_timeout=False)
+def fail_unacked(path: str) -> None:
+    with open(path, "a") as file:
+        file.write("run\n")
+    raise ProjectError(7, path)
+
+
 @shared_task(name="soft", bind=True)
 def soft(self: Task, stubborn: bool = False) -> str:
     try:

@@ -204,6 +204,22 @@ def test_a_late_acked_job_whose_child_was_lost_is_delivered_again(
     assert it.get("die_once", str(tmp_path / "died")) == "delivered again"
 
 
+@pytest.mark.skipif(celery.VERSION < (5, 7), reason="Celery 5.7 brought it")
+def test_a_lost_job_is_retried_as_often_as_celery_says(it: Running) -> None:
+    # More often than `max_crashes` would let it be delivered again. Prefork waits ten seconds for
+    # each result that might still come.
+    deaths = 4 if "subproc" in POOL else 1
+    assert it.get("retried_when_lost", deaths) == deaths
+
+
+def test_a_failed_job_that_is_not_to_be_acked_is_rejected(it: Running, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    with pytest.raises(Exception, match="7"):
+        it.get("fail_unacked", str(runs))
+    assert it.get("add", 1, 2) == 3
+    assert runs.read_text() == "run\n"
+
+
 # -- limits and revokes
 
 
