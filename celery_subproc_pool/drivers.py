@@ -52,8 +52,10 @@ def wait_for_children(supervisor: Supervisor) -> None:
         if not group.came_up:
             command = shlex.join(group.settings.command)
             failure = group.failure.rstrip()
+            words = " | ".join(group.last_words)
             raise SpawnError(
                 f"no child of the group {group.name} came up: {failure}\nIts command: {command}"
+                + (f"\nIts last stderr lines: {words}" if words else "")
             )
 
 

@@ -335,6 +335,7 @@ class Group:
         "failure",
         "idle",
         "jobs_done",
+        "last_words",
         "name",
         "replaced",
         "settings",
@@ -360,8 +361,9 @@ class Group:
         self.withheld = withheld
         #: Whether a child of it has ever proved that it can start.
         self.came_up = False
-        #: Why the last child that could not went away.
+        #: Why the last child that could not went away, and the last lines of its stderr.
         self.failure = ""
+        self.last_words: tuple[str, ...] = ()
         #: Whether a slot had to cool since all of them had a child that works.
         self.degraded = False
         #: How many successors of worn children boot.

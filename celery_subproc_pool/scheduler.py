@@ -406,6 +406,9 @@ class Scheduler:
             if not sent:
                 return [*actions, *self._children.release(child, now)]
             reason = f"its job took longer than {job.timeout:g} s (hard time limit)"
+            if not child.jobs_done and not child.group.settings.handshake:
+                # The commonest mistake in a new child.
+                reason += "; it has never answered: does it flush its stdout after each reply?"
             return [*actions, *self._replace(child, Cause.TIMED_OUT, reason, now)]
         if job.soft_deadline is not None and now >= job.soft_deadline:
             job.soft_deadline = None

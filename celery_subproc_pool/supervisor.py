@@ -480,8 +480,12 @@ class Supervisor:
             live.process.close_stdin()
 
     def _report(self, action: records.Report) -> None:
-        live = self._live.get(action.child.number)
-        reports.replaced(action, None if live is None else live.facts())
+        child = action.child
+        live = self._live.get(child.number)
+        facts = None if live is None else live.facts()
+        if facts is not None and not child.proven:
+            child.group.last_words = facts.stderr
+        reports.replaced(action, facts)
 
     # -- descriptors
 

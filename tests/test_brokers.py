@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import celery
 import psutil
 import pytest
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
@@ -256,22 +257,59 @@ def test_a_job_that_ends_in_a_warm_stop_is_acked_and_not_run_again(
     assert runs.read_text() == "run\n"
 
 
+@pytest.mark.parametrize("remapped", [False, True], ids=["SIGQUIT", "remapped SIGTERM"])
 def test_a_cold_stop_gives_late_acked_jobs_back_to_the_broker(
-    place: Workplace, tmp_path: Path
+    place: Workplace, tmp_path: Path, remapped: bool
 ) -> None:
     begun, gate = tmp_path / "begun", tmp_path / "gate"
-    with place.project.worker("-P", "subproc", "-c", "1") as worker:
+    environ = {"REMAP_SIGTERM": "SIGQUIT"} if remapped else {}
+    with place.project.worker("-P", "subproc", "-c", "1", **environ) as worker:
         result = place.send(
             "do.late", ["touch", str(begun)], ["wait", str(gate)], ["reply", {"result": 7}]
         )
         wait_for(begun.exists, "the job's begin")
-        worker.process.send_signal(signal.SIGQUIT)
+        worker.process.send_signal(signal.SIGTERM if remapped else signal.SIGQUIT)
         worker.process.wait(DEADLINE)
         # Prefork's words: neither revoked nor failed.
         assert result.state not in ("REVOKED", "FAILURE")
     gate.touch()
     with place.project.worker("-P", "subproc", "-c", "1"):
         assert get(result) == 7
+
+
+@pytest.mark.skipif(celery.VERSION < (5, 5), reason="Celery 5.5 brought it")
+def test_a_soft_shutdown_lets_short_jobs_end_and_gives_long_ones_back(
+    tmp_path: Path, broker: str
+) -> None:
+    place = Workplace(tmp_path, broker, worker_soft_shutdown_timeout=3.0)
+    gate, later = tmp_path / "gate", tmp_path / "later"
+
+    def send(name: str, opens: Path) -> Any:
+        """A late-acked job that waits for a file, once it has begun."""
+        begun, runs = tmp_path / f"{name} begun", tmp_path / f"{name} runs"
+        steps = ["append", str(runs)], ["touch", str(begun)], ["wait", str(opens)]
+        result = place.send("do.late", *steps, ["reply", {"result": name}])
+        wait_for(begun.exists, "the job's begin")
+        return result
+
+    with closing(place):
+        with place.project.worker("-P", "subproc", "-c", "3") as worker:
+            short, long = send("short", gate), send("long", later)
+            ordinary = place.app.send_task("wait", (str(tmp_path / "begun"), str(gate)))
+            wait_for((tmp_path / "begun").exists, "the ordinary task's begin")
+            worker.process.send_signal(signal.SIGQUIT)
+            wait_for(lambda: "Initiating Soft Shutdown" in worker.log, "the shutdown")
+            gate.touch()
+            worker.process.wait(DEADLINE)
+            assert get(short) == "short"
+            assert get(ordinary) is not None
+            assert long.state not in ("SUCCESS", "REVOKED", "FAILURE")
+        later.touch()
+        with place.project.worker("-P", "subproc", "-c", "1"):
+            assert get(long) == "long"
+            assert get(place.send("do.it")) == []
+    assert (tmp_path / "short runs").read_text() == "run\n", "it was acknowledged"
+    assert (tmp_path / "long runs").read_text() == "run\n" * 2
 
 
 def test_a_revoked_job_takes_no_other_with_it(place: Workplace, tmp_path: Path) -> None:

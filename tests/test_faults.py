@@ -71,7 +71,13 @@ ROWS = [
     Row("closes_stdin_and_goes_on", DONE),
     Row("closes_both_while_idle", DONE, "is replaced: it closed its std", {"stop_timeout": 0.5}),
     # It never answers.
-    Row("hangs", LIMIT, r"is replaced: its job took longer than 1 s \(hard time limit\)", SHORT),
+    Row(
+        "hangs",
+        LIMIT,
+        r"is replaced: its job took longer than 1 s \(hard time limit\); it has never answered:"
+        " does it flush its stdout",
+        SHORT,
+    ),
     Row("half_a_reply_and_silence", LIMIT, settings=SHORT),
     Row("ignores_sigterm", LIMIT, settings=SHORT),
     Row("hangs_with_a_grandchild", LIMIT, settings=SHORT),

@@ -638,6 +638,12 @@ def test_a_hard_limit_before_the_request_spares_the_child() -> None:
     assert world.tell(world.scheduler.finish, job) == []
 
 
+NO_ANSWER = (
+    "its job took longer than 5 s (hard time limit); it has never answered: does it flush its"
+    " stdout after each reply?"
+)
+
+
 def test_a_hard_limit_costs_the_child_that_has_the_request() -> None:
     world = World(a=kind())
     job, child = world.send(timeout=5.0)
@@ -645,10 +651,20 @@ def test_a_hard_limit_costs_the_child_that_has_the_request() -> None:
     assert actions == [
         Settle(job, TimedOut(5.0), child),
         Kill(child, signal.SIGKILL),
-        Report(child, "its job took longer than 5 s (hard time limit)", job, 0.0),
+        Report(child, NO_ANSWER, job, 0.0),
         Spawn(new_child(actions)),
     ]
     assert ends(world.tell(world.scheduler.exited, child, -9, 0)) == []
+
+
+def test_a_child_that_has_answered_before_flushes_its_stdout() -> None:
+    world = World(a=kind())
+    job, child = world.send()
+    world.tell(world.scheduler.replied, child, Ok())
+    world.tell(world.scheduler.finish, job)
+    world.send("y", timeout=5.0)
+    [report] = reports(world.at(5.0))
+    assert report.reason == "its job took longer than 5 s (hard time limit)"
 
 
 def test_a_limit_of_a_job_that_was_answered_is_off() -> None:

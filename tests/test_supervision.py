@@ -30,7 +30,7 @@ def test_a_group_that_never_starts_fails_the_workers_start(tmp_path: Path) -> No
     assert " ready." not in done.stdout
     [line] = [line for line in done.stdout.splitlines() if "The pool can't start" in line]
     assert re.search(r"no child of the group rails came up: .*it exited: exitcode 4", line)
-    assert "its last stderr lines: no such gem: sidekiq" in done.stdout
+    assert "Its last stderr lines: no such gem: sidekiq" in done.stdout.splitlines()
 
 
 def test_later_a_group_degrades_and_heals_without_a_restart(tmp_path: Path) -> None:

@@ -230,6 +230,10 @@ def test_inspect_stats_shows_the_groups(project: Project) -> None:
     assert stats["groups"] == {
         "obeys": {
             "size": 1,
+            "in_service": 1,
+            "cooling": 0,
+            "jobs": 1,
+            "replaced": {},
             "waiting": 0,
             "children": [{"pid": child.pid, "state": "idle", "jobs": 1}],
         }
