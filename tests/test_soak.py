@@ -114,6 +114,8 @@ class Soak:
             "task_acks_late": True,
             "task_reject_on_worker_lost": True,
             "task_time_limit": 2.0,
+            # They are many, and some are big.
+            "result_expires": SECONDS + 300,
             "worker_prefetch_multiplier": 1,
             "broker_connection_max_retries": None,
             "broker_connection_retry_on_startup": True,
