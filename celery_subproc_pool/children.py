@@ -217,7 +217,7 @@ class Children:
         child.group.jobs_done += 1
         child.has_read = True
         if not child.worn:
-            # Otherwise they are those of its successors.
+            # Otherwise they are those of its successors, until one takes its place.
             child.slot.failures = 0
         actions: list[Action] = [] if child.proven else self.prove(child, now)
         if retire:
@@ -251,6 +251,8 @@ class Children:
         assert old is not None
         slot.child, slot.successor = successor, None
         group.successors -= 1
+        if old.jobs_done:
+            slot.failures = 0
         self._worn.pop(old, None)
         group.replaced[Cause.RECYCLED] += 1
         actions: list[Action] = [Recycled(old, successor)]

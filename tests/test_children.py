@@ -226,6 +226,16 @@ def test_a_successor_that_fails_costs_the_old_child_nothing() -> None:
     assert new_child(world.at(90.2)) is successor_of(child)
 
 
+def test_a_group_of_one_job_each_forgets_a_failure_too() -> None:
+    world = world_of(max_jobs=1)
+    world.tell(world.scheduler.exited, world.children()[0], 1, 0)
+    world.tell(world.scheduler.ready, new_child(world.at(0.1)), None)
+    child, _ = do(world)
+    assert child.slot.failures == 1
+    world.tell(world.scheduler.ready, successor_of(child), None)
+    assert child.slot.failures == 0
+
+
 def test_successors_back_off_however_well_the_old_child_does() -> None:
     world = world_of(max_age=100.0)
     [child] = world.children()
