@@ -70,7 +70,13 @@ def run_queued_acks(hub: Any) -> None:
     for callback in hub._pop_ready():
         function = getattr(callback, "fun", None)
         if isinstance(getattr(function, "__self__", None), Message):
-            callback()
+            try:
+                callback()
+            except Exception:
+                # kombu logs connections that are lost, but has other errors for some.
+                logger.exception(
+                    "An acknowledgement can't be sent: its job will be delivered again"
+                )
         else:
             hub.call_soon(callback)
 

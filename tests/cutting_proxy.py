@@ -29,11 +29,19 @@ class CuttingProxy:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all connections, and let no new one in."""
         # Wakes `accept`, which `close` alone does not.
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.cut()
+
+    def url(self, url: str) -> str:
+        """Return the address of a server as it is through here."""
+        return url.replace(f":{self._server[1]}/", f":{self.port}/")
 
     def cut(self) -> None:
         """End all connections; new ones are let in again."""

@@ -25,6 +25,7 @@ from kombu import Connection, Queue
 from celery_subproc_pool import ChildTaskError
 
 from .conftest import CHILDREN, DEADLINE, PORTS, python_child, require, wait_for
+from .cutting_proxy import CuttingProxy
 from .worker import Project
 
 BROKERS = {
@@ -76,10 +77,18 @@ class Workplace:
         directory: the project's.
         broker: the broker's name.
         code: added to the project's.
+        proxy: the worker's way to the broker, if it has one of its own.
         conf: added to the configuration.
     """
 
-    def __init__(self, directory: Path, broker: str, code: str = "", **conf: Any) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        broker: str,
+        code: str = "",
+        proxy: CuttingProxy | None = None,
+        **conf: Any,
+    ) -> None:
         self.log = directory / "jobs.log"
         self.log.touch()
         self.broker = broker
@@ -96,7 +105,9 @@ class Workplace:
             "worker_cancel_long_running_tasks_on_connection_loss": False,
             **conf,
         }
-        self.project = Project(directory, BROKERS[broker], BACKEND, conf=full, code=CODE + code)
+        url = BROKERS[broker]
+        way = None if proxy is None else proxy.url(url)
+        self.project = Project(directory, url, BACKEND, full, CODE + code, workers_broker=way)
         self.app = self.project.app
 
     def send(self, name: str, *steps: list[Any], **options: Any) -> Any:
@@ -363,6 +374,28 @@ def test_a_lost_broker_connection_loses_no_reply_and_no_limit(
         assert get(place.send("do.it", ["reply", {"result": "after"}])) == "after"
         assert worker.stop() == 0
     assert runs.read_text() == "run\n"
+
+
+def test_a_broker_that_is_gone_keeps_no_worker_from_stopping(tmp_path: Path, broker: str) -> None:
+    begun, gate = tmp_path / "begun", tmp_path / "gate"
+    with (
+        CuttingProxy(PORTS[broker]) as proxy,
+        closing(Workplace(tmp_path, broker, proxy=proxy)) as place,
+    ):
+        with place.project.worker("-P", "subproc", "-c", "2") as worker:
+            result = place.send(
+                "do.late", ["touch", str(begun)], ["wait", str(gate)], ["reply", {"result": 7}]
+            )
+            wait_for(begun.exists, "the job's begin")
+            proxy.close()
+            wait_for(lambda: "onnection to broker lost" in worker.log, "the loss")
+            if worker.process.poll() is None:
+                # On Redis, kombu may have ended the worker by now.
+                worker.process.send_signal(signal.SIGTERM)
+            gate.touch()
+            worker.process.wait(DEADLINE)
+        assert get(result) == 7
+        assert "Error on stopping Pool" not in worker.log
 
 
 def cut_connections(place: Workplace, pid: int) -> None:

@@ -124,12 +124,9 @@ class Soak:
             # What was with a connection that is cut comes again after this time, which kombu looks
             # at every ten seconds.
             conf["broker_transport_options"] = {"visibility_timeout": 8}
-        self.project = Project(directory, BROKERS[broker], BACKEND, conf=conf, code=CODE)
-        # The worker's way is another than ours: ours is never cut.
-        source = (directory / "proj.py").read_text()
-        there, here = f":{PORTS[broker]}/", f":{proxy.port}/"
-        head, backend, rest = source.partition(BACKEND)
-        (directory / "proj.py").write_text(head.replace(there, here) + backend + rest)
+        # Our own way to the broker is never cut.
+        cut = proxy.url(BROKERS[broker])
+        self.project = Project(directory, BROKERS[broker], BACKEND, conf, CODE, workers_broker=cut)
         self.jobs: list[Job] = []
         self.open: dict[str, Job] = {}
         self.cuts: list[float] = []

@@ -38,6 +38,7 @@ class Project:
     Arguments:
         directory: where.
         broker: the broker's URL; the filesystem transport if None.
+        workers_broker: the same for workers, if they have another way to it.
         backend: the result backend's URL; the filesystem backend if None.
         conf: the rest of the configuration.
         code: more Python, after the app is made.
@@ -50,6 +51,7 @@ class Project:
         backend: str | None = None,
         conf: Mapping[str, Any] | None = None,
         code: str = "",
+        workers_broker: str | None = None,
     ) -> None:
         self.directory = directory
         #: The worker's name, so that a remote control command need not wait for others.
@@ -76,7 +78,7 @@ class Project:
             self.app.conf.broker_transport = "tests.folder_broker:Transport"
         self._write(
             code,
-            broker=broker or "filesystem://",
+            broker=workers_broker or broker or "filesystem://",
             backend=backend or f"folder_broker:Backend+file://{directory / 'results'}",
             conf=full,
         )
