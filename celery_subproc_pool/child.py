@@ -192,6 +192,14 @@ class ChildProcess:
             self.kill(signal.SIGKILL)
         return self._popen.poll()
 
+    def ends_within(self, seconds: float) -> bool:
+        """Wait for the child to end; return whether it has. At once where the system can't wait."""
+        if self.pidfd is None:
+            return _has_ended(self.pid)
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+
     def wait(self) -> None:
         """Wait for a child that was killed, but not for ever: the system may hold on to it."""
         with suppress(subprocess.TimeoutExpired):

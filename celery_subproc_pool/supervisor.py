@@ -43,6 +43,9 @@ logger = logging.getLogger("celery_subproc_pool")
 #: Seconds between looks at children whose exit no descriptor tells.
 POLL_INTERVAL = 0.1
 
+#: Seconds from the end of a child's stdout to its own, if that is how it ends: a moment.
+EXIT_PATIENCE = 0.01
+
 #: The environment variable that tells a child its place in its group, from 0 on.
 SLOT = "CELERY_SUBPROC_POOL_SLOT"
 
@@ -518,6 +521,8 @@ class Supervisor:
         elif data == b"":
             self._selector.unregister(live.process.stdout)
             live.process.stdout = None
+            # Most often it is ending right now, and how says more than that it is silent.
+            live.process.ends_within(EXIT_PATIENCE)
             if not self._reaped(live):
                 self._actions.extend(self.scheduler.stdout_closed(live.child, self._clock()))
 
