@@ -41,11 +41,12 @@ class Load:
 
     def look(self) -> None:
         """Read what has begun, and send more."""
-        with self._path.open() as file:
+        with self._path.open("rb") as file:
             file.seek(self._seen)
-            for line in file.read().splitlines():
-                self.begun[int(line.split()[0])] += 1
-            self._seen = file.tell()
+            # Of the last line, only a part may be there.
+            text, newline, _ = file.read().rpartition(b"\n")
+        self._seen += len(text + newline)
+        self.begun.update(int(line.split()[0]) for line in text.splitlines())
         while len(self.sent) < self.begun.total() + AHEAD:
             self.sent.append(self.project.app.send_task("perl.it"))
 
