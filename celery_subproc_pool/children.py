@@ -53,8 +53,8 @@ SETTLE = 0.5
 #: Seconds before a slot spawns again: doubled with every child that died before it did a job.
 BACKOFF_FIRST, BACKOFF_LAST = 0.1, 30.0
 
-#: Of a group, the share of children (but one at least) whose successors may boot at a time.
-RECYCLED_AT_A_TIME = 4
+#: The share of a group (but one child at least) whose successors may boot at a time.
+RECYCLED_AT_A_TIME = 0.25
 
 #: What a child can't help.
 _BLAMELESS = (Cause.TIMED_OUT, Cause.TERMINATED)
@@ -199,7 +199,7 @@ class Children:
         if not child.worn or slot.successor is not None:
             return False
         # While a successor boots, a child that does no more jobs is one too few anyway.
-        most = max(1, len(child.group.slots) // RECYCLED_AT_A_TIME)
+        most = max(1, int(len(child.group.slots) * RECYCLED_AT_A_TIME))
         return child.spent or child.group.successors < most
 
     # -- recycling

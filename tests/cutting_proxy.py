@@ -5,11 +5,10 @@ from __future__ import annotations
 import socket
 import threading
 from contextlib import suppress
-from types import TracebackType
 
 
 class CuttingProxy:
-    """A context manager: passes on what comes to `port` on 127.0.0.1 to another port there."""
+    """Passes on what comes to `port` on 127.0.0.1 to another port there, until it is closed."""
 
     def __init__(self, server: int) -> None:
         self._server = ("127.0.0.1", server)
@@ -17,19 +16,7 @@ class CuttingProxy:
         self.port = int(self._listener.getsockname()[1])
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
-        self.cuts = 0
-
-    def __enter__(self) -> CuttingProxy:
         threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End all connections, and let no new one in."""
@@ -45,7 +32,6 @@ class CuttingProxy:
 
     def cut(self) -> None:
         """End all connections; new ones are let in again."""
-        self.cuts += 1
         with self._lock:
             for end in self._open:
                 with suppress(OSError):

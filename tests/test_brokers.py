@@ -379,7 +379,7 @@ def test_a_lost_broker_connection_loses_no_reply_and_no_limit(
 def test_a_broker_that_is_gone_keeps_no_worker_from_stopping(tmp_path: Path, broker: str) -> None:
     begun, gate = tmp_path / "begun", tmp_path / "gate"
     with (
-        CuttingProxy(PORTS[broker]) as proxy,
+        closing(CuttingProxy(PORTS[broker])) as proxy,
         closing(Workplace(tmp_path, broker, proxy=proxy)) as place,
     ):
         with place.project.worker("-P", "subproc", "-c", "2") as worker:

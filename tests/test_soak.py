@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import statistics
-import threading
 import time
 import uuid
 from collections import Counter
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,6 @@ class Soak:
         self.cuts: list[float] = []
         self.trouble: Counter[str] = Counter()
         self.resident: list[int] = []
-        self._quiet = threading.Event()
 
     # -- jobs
 
@@ -229,8 +229,10 @@ class Soak:
             table[job.end] += 1
         return table
 
-    def check_runs(self, alive: set[int]) -> Counter[str]:
+    def check_runs(self, log: str) -> Counter[str]:
         """No job was run again but for a reason."""
+        # The log says which child went, and with which job.
+        died = set(re.findall(r"\(pid (\d+)\) is replaced: .*; its job was \S+\[(\w+)\]", log))
         runs: dict[str, list[tuple[int, float]]] = {job.id: [] for job in self.jobs}
         for line in self.log.read_text().splitlines():
             task_id, pid, begun = line.split()
@@ -239,15 +241,16 @@ class Soak:
         for job in self.jobs:
             begun = runs[job.id]
             for (pid, first), (_, second) in pairwise(begun):
-                again[self.reason(job, pid, first, second, alive)] += 1
+                again[self.reason(job, (str(pid), job.id) in died, first, second)] += 1
         assert not again["none"], "jobs were run again without a reason"
         return again
 
-    def reason(self, job: Job, pid: int, first: float, second: float, alive: set[int]) -> str:
-        """Why a job that process `pid` began at `first` was begun again at `second`."""
+    def reason(self, job: Job, died: bool, first: float, second: float) -> str:
+        """Why a job that was begun at `first`, by a child that `died` of it or not, was begun again
+        at `second`."""
         if job.kind == "throttled":
             return "throttled"
-        if pid not in alive:
+        if died:
             return "its child died"
         # A result that is stored while the connection is gone can't be acknowledged.
         if any(first - 1.0 <= cut <= second for cut in self.cuts):
@@ -274,7 +277,7 @@ def broker(request: pytest.FixtureRequest) -> str:
 def test_soak(broker: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seed = random.randrange(10**6)
     print(f"the seed is {seed}")
-    with CuttingProxy(PORTS[broker]) as proxy:
+    with closing(CuttingProxy(PORTS[broker])) as proxy:
         soak = Soak(tmp_path, broker, proxy, seed)
         with soak.project.worker("-P", "celery_subproc_pool:Pool", "-c", "8") as worker:
             process = psutil.Process(worker.process.pid)
@@ -284,12 +287,11 @@ def test_soak(broker: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
             soak.run(worker, SECONDS)
             wait_for(lambda: len(worker.children()) == 8 + 4, "all children")
             after = process.num_fds()
-            alive = {child.pid for child in worker.children()}
             assert worker.stop() == 0
         with Connection(BROKERS[broker]) as connection:
             Queue(soak.queue, channel=connection.default_channel).delete()
     ends = soak.check_ends()
-    again = soak.check_runs(alive)
+    again = soak.check_runs(worker.log)
     memory = soak.check_memory()
     assert after < before + 20, "the worker's descriptors leak"
     for sign in ("Serving the child", "A callback of Celery's failed", "engine failed"):

@@ -6,10 +6,12 @@ The job ["fault"] commits it; the job ["ok", word] is answered with the word. A 
 committed by the first child that boots, which leaves a mark in DIRECTORY.
 """
 
+import fcntl
 import json
 import os
 import signal
 import sys
+import termios
 import time
 
 fault, directory = sys.argv[1:]
@@ -51,9 +53,17 @@ def grandchild(in_group=True, does=hang):
         os._exit(0)
 
 
-def write_later():
-    time.sleep(2)
+def write_after_its_parent():
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(0.01)
     write(reply("late"))
+
+
+def is_read():
+    """Wait until nothing that we wrote stands in the pipe."""
+    while fcntl.ioctl(1, termios.FIONREAD, bytes(4)) != bytes(4):
+        time.sleep(0.01)
 
 
 def once():
@@ -127,7 +137,7 @@ FAULTS = {
     "ignores_sigterm": then(lambda: ignore(signal.SIGTERM, signal.SIGINT, signal.SIGHUP), hang),
     "hangs_with_a_grandchild": then(grandchild, hang),
     "stops_itself": then(lambda: os.kill(os.getpid(), signal.SIGSTOP), answer),
-    "answers_late_by_a_grandchild": then(lambda: grandchild(False, write_later), hang),
+    "answers_late_by_a_grandchild": then(lambda: grandchild(False, write_after_its_parent), hang),
     # It answers what is no reply.
     "log_line_on_stdout": then(writes("INFO 17 jobs done\n"), answer),
     "empty_line": then(writes("\n"), answer),
@@ -154,8 +164,8 @@ FAULTS = {
     "escape_codes": writes(b"\x1b[2J\r\n"),
     "two_replies": then(lambda: write(reply() + reply("another's"))),
     # It speaks when nobody asked.
-    "second_reply_while_idle": then(answer, lambda: time.sleep(0.2), lambda: write(reply())),
-    "chats_while_idle": then(answer, lambda: time.sleep(0.2), writes("still here\n")),
+    "second_reply_while_idle": then(answer, is_read, lambda: write(reply())),
+    "chats_while_idle": then(answer, is_read, writes("still here\n")),
     # It does not want to go.
     "reads_no_more": then(answer, hang),
     "ignores_everything": then(lambda: ignore(signal.SIGTERM, signal.SIGINT), answer, hang),
