@@ -76,6 +76,12 @@ class Guardian:
         """Have the guardian kill what is left, and go."""
         self._dismiss()
 
+    def disown(self) -> None:
+        """In a forked copy of the worker: close its end of the pipe, and leave the rest alone."""
+        process, self._process = self._process, None
+        if process is not None and process.stdin is not None:
+            process.stdin.close()
+
     def _start(self) -> None:
         try:
             process = subprocess.Popen(

@@ -29,6 +29,7 @@ from typing import Any, Protocol
 from . import records, reports
 from .child import ChildProcess, pidfd
 from .errors import ProtocolFault, SpawnError
+from .forks import keep_from_copies
 from .guardian import MARK, Guardian
 from .live import ChildFacts, LiveChild
 from .memory import MemoryMeter
@@ -113,6 +114,7 @@ class Supervisor:
         self._meter = MemoryMeter()
         self._guardian: Guardian | None = None
         self._guardian_fd: int | None = None
+        keep_from_copies(self)
         self._perform: dict[type, Callable[[Any], None]] = {
             records.Spawn: self._spawn,
             records.Accept: self._accept,
@@ -249,6 +251,26 @@ class Supervisor:
     def close(self) -> None:
         """Give back all resources, once no child is left."""
         self.kill_all()
+        self._close()
+
+    def disown(self) -> None:
+        """In a forked copy of this process: close what is open, and touch no child."""
+        if self._closed:
+            return
+        for live in self._live.values():
+            live.process.close()
+        self._live.clear()
+        if self._guardian is not None:
+            self._guardian.disown()
+            self._guardian = None
+        if self._guardian_fd is not None:
+            os.close(self._guardian_fd)
+            self._guardian_fd = None
+        # Its lock may have been taken when the copy was made.
+        self._wake_lock = threading.RLock()
+        self._close()
+
+    def _close(self) -> None:
         self._closed = True
         self._selector.close()
         os.close(self._wake_reader)

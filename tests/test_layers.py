@@ -17,6 +17,7 @@ PACKAGE = Path(celery_subproc_pool.__file__).parent
 LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
     "guardian": (set(), set()),
+    "forks": (set(), set()),
     "serve": (set(), set()),
     "tracing": (set(), set()),
     "protocol": ({"errors"}, {"msgspec"}),
@@ -33,6 +34,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {
             "child",
             "errors",
+            "forks",
             "guardian",
             "live",
             "memory",
