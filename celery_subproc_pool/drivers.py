@@ -49,7 +49,8 @@ def wait_for_children(supervisor: Supervisor) -> None:
         supervisor.turn(supervisor.wait_time(BOOT_INTERVAL))
         state.maybe_shutdown()
     for group in scheduler.groups.values():
-        if not group.came_up:
+        # `--autoscale=10,0` starts with none.
+        if group.slots and not group.came_up:
             command = shlex.join(group.settings.command)
             failure = group.failure.rstrip()
             words = " | ".join(group.last_words)

@@ -120,9 +120,9 @@ class Pool(BasePool):
         self._driver.start()
 
     def did_start_ok(self) -> bool:
-        """Return whether every group has a child."""
+        """Return whether every group that is to have children has one."""
         groups = self._engine.scheduler.groups.values()
-        return all(group.children for group in groups)
+        return all(group.children for group in groups if group.slots)
 
     def register_with_event_loop(self, loop: Any) -> None:
         """Have kombu's hub `loop` turn the engine. Called again after a lost connection."""
@@ -396,6 +396,8 @@ class Pool(BasePool):
         self.limit += n
         if self._semaphore is not None:
             self._semaphore.grow(n)
+        with self._slot_freed:
+            self._slot_freed.notify_all()
 
     def shrink(self, n: int = 1) -> None:
         """Take away `n` children that are not busy, of every group without a size of its own.

@@ -448,9 +448,9 @@ class Scheduler:
         """Raise if `shrink` would find too few children that are not busy.
 
         Raises:
-            ValueError: there are too few, or none would be left. In the words of billiard's pool.
+            ValueError: there are too few. In the words of billiard's pool.
         """
-        if count >= self.limit or not self._children.can_shrink(count):
+        if count > self.limit or not self._children.can_shrink(count):
             raise ValueError("Can't shrink pool. All processes busy!")
 
     def shrink(self, count: int, now: float) -> list[Action]:

@@ -1048,10 +1048,16 @@ def test_shrink_is_refused_if_too_few_children_would_do(count: int, refused: boo
         world.scheduler.check_shrink(count)
 
 
-def test_shrink_never_takes_the_last_one() -> None:
+def test_shrink_may_take_the_last_one() -> None:
     world = World(limit=2, a=kind(None), b=kind(1))
+    world.scheduler.check_shrink(2)
+    world.tell(world.scheduler.shrink, 2)
+    job = world.submit()
+    assert job.state is JobState.QUEUED
     with pytest.raises(ValueError, match="Can't shrink pool"):
-        world.scheduler.check_shrink(2)
+        world.scheduler.check_shrink(1)
+    world.tell(world.scheduler.grow, 1)
+    assert job.state is JobState.RESERVED
 
 
 def test_shrink_by_nothing_takes_nothing() -> None:

@@ -524,6 +524,10 @@ class World(RuleBasedStateMachine):
         """Let all go well from now on, until nothing is left to happen."""
         self.failing_spawns, self.next_write = 0, "written"
         self.end_turn()
+        if self.scheduler.limit == 0:
+            # A pool of nobody does no jobs.
+            self.by_thread(self.scheduler.grow, 1)
+            self.end_turn()
         for _ in range(200):
             self.let_all_go_well()
             self.end_turn()

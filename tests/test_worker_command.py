@@ -221,6 +221,13 @@ def test_pool_grow_and_shrink(project: Project) -> None:
         wait_for(lambda: len(worker.children()) == 2, "two children")
 
 
+def test_autoscale_without_an_event_loop(project: Project) -> None:
+    with project.worker("-P", "subproc", "--autoscale", "2,0", AUTOSCALE_KEEPALIVE="1") as worker:
+        # The consumer waits for a slot, of which there is none until another thread makes one.
+        assert [get(each) for each in [do(project), do(project)]] == [[], []]
+        wait_for(lambda: worker.children() == [], "nobody to be left")
+
+
 def test_inspect_stats_shows_the_groups(project: Project) -> None:
     with project.worker("-P", "subproc", "-c", "1") as worker:
         get(do(project))
