@@ -34,6 +34,7 @@ from .records import (
     Child,
     ChildState,
     CloseStdin,
+    Exit,
     Group,
     Healed,
     Job,
@@ -43,6 +44,7 @@ from .records import (
     Report,
     Slot,
     Spawn,
+    Started,
 )
 
 __all__ = ("Alarm", "Children")
@@ -145,7 +147,7 @@ class Children:
         group.came_up = True
         if child.state is ChildState.STARTING:
             self._take_into_service(child, now)
-        actions: list[Action] = []
+        actions: list[Action] = [Started(child)]
         if child.slot.successor is child:
             actions += self._take_over(child, now)
         if group.degraded and all(slot.child and slot.child.proven for slot in group.slots):
@@ -233,10 +235,24 @@ class Children:
             self.wear_out(child, f"it takes {memory / 2**20:.0f} MiB of memory (max_memory)")
 
     def wear_out(self, child: Child, reason: str) -> None:
-        """Have `child` recycled: it serves on until another can take its place."""
-        if child.slot.child is child and not child.worn:
+        """Have `child` recycled: it serves on until another can take its place. One that is a
+        successor yet takes its place first."""
+        if not child.worn:
             child.worn = reason
-            self._worn[child] = None
+            if child.slot.child is child:
+                self._worn[child] = None
+
+    def restart(self, group: Group, now: float) -> list[Action]:
+        """Have all children of `group` recycled that run or boot, and let it cool no longer:
+        what kept them from starting may have been mended."""
+        for slot in group.slots:
+            for child in (slot.child, slot.successor):
+                if child is not None:
+                    self.wear_out(child, "the pool is restarted")
+            if slot.spawn_at is not None:
+                slot.spawn_at = now
+                slot.failures = 0
+        return self.refill_all(now)
 
     def renew(self, now: float) -> list[Action]:
         """Spawn successors of children that are worn, as many as may boot at a time."""
@@ -249,16 +265,24 @@ class Children:
         slot, group = successor.slot, successor.group
         old = slot.child
         assert old is not None
-        slot.child, slot.successor = successor, None
-        group.successors -= 1
+        self._promote(slot)
         if old.jobs_done:
             slot.failures = 0
         self._worn.pop(old, None)
+        slot.last_exit = Exit(old.pid, old.worn, now)
         group.replaced[Cause.RECYCLED] += 1
         actions: list[Action] = [Recycled(old, successor)]
         if old.state is not ChildState.BUSY:
             actions += self.stop_gently(old, now)
         return actions
+
+    def _promote(self, slot: Slot) -> None:
+        """Let the successor in `slot`, if there is one, be its child."""
+        slot.child, slot.successor = slot.successor, None
+        if slot.child is not None:
+            slot.child.group.successors -= 1
+            if slot.child.worn:
+                self._worn[slot.child] = None
 
     def release(self, child: Child, now: float) -> list[Action]:
         """Let a busy child, whose job is over, be idle, or go if its time has come."""
@@ -301,10 +325,10 @@ class Children:
             child.deadline = None
         self._withdraw(child, state)
         group.replaced[cause] += 1
+        slot.last_exit = Exit(child.pid, reason, now)
         served, awaited = slot.child is child, slot.successor is child
         if served:
-            slot.child, slot.successor = slot.successor, None
-            group.successors -= slot.child is not None
+            self._promote(slot)
         elif awaited:
             slot.successor = None
             group.successors -= 1

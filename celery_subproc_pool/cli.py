@@ -1,18 +1,20 @@
 """Where the `celery` command meets the pool: `-P celery_subproc_pool:Pool`, `celery subproc`.
 
 Layer: top. Celery 5 takes for `-P` only the names it knows. The `celery` command loads its plug-in
-commands before it parses options, this module among them: that is the moment to add ours.
+commands before it parses options, this module among them: that is the moment to add ours, and our
+remote control commands for `celery control` and `celery inspect`.
 """
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import click
 from celery import concurrency
+from celery.signals import worker_init
 
-from . import config
+from . import banner, config, control
 from .errors import ConfigError
 
 __all__ = ("POOL_NAMES", "add_pool_names", "subproc")
@@ -38,7 +40,19 @@ def add_pool_names() -> None:
         )
 
 
+@worker_init.connect  # type: ignore[untyped-decorator]
+def size_by_cpus(sender: Any, **_: Any) -> None:
+    """Let ``-c auto`` be as sensible here as on prefork."""
+    name = sender.pool_cls if isinstance(sender.pool_cls, str) else sender.pool_cls.__module__
+    if concurrency.ALIASES.get(name, name) in (POOL_NAMES[0], __package__):
+        # For every `celery` command imports this module, and a worker imports that anyway.
+        from .compat import resolve_auto_concurrency
+
+        resolve_auto_concurrency(sender)
+
+
 add_pool_names()
+control.register()
 
 
 @click.group()
@@ -65,7 +79,7 @@ def check(ctx: click.Context) -> None:
     except ConfigError as exc:
         raise click.ClickException(str(exc)) from None
     for name, child in settings.children.items():
-        _show(name, child.command, child.size, child.tasks)
+        _show(name, child.command, child.size, banner.external_tasks(name, child, groups))
     if python:
         tasks = tasks_without_children(app, groups) or ["whatever comes"]
         _show(config.PYTHON, launch.command(settings.python), settings.python.size, tasks)
@@ -73,7 +87,63 @@ def check(ctx: click.Context) -> None:
         click.echo(f"{config.PYTHON}: no child, for there is no task for one")
 
 
-def _show(name: str, command: Sequence[str], size: int | None, tasks: Sequence[str]) -> None:
-    click.echo(f"{name}: {shlex.join(command)}")
-    many = "as many as -c says" if size is None else size
-    click.echo(f"    size: {many}; tasks: {', '.join(tasks)}")
+def _show(name: str, command: Sequence[str], size: int | None, tasks: Iterable[str]) -> None:
+    many = "as many as -c says" if size is None else f"{size}"
+    click.echo(banner.describe(name, command, many, tasks))
+
+
+def _asks_workers(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `command` the options of `celery control`."""
+    for option in (
+        click.option("-d", "--destination", help="Names of workers, with commas between them."),
+        click.option("-t", "--timeout", default=1.0, help="Seconds to wait for replies."),
+    ):
+        command = option(command)
+    return command
+
+
+def _ask(
+    app: Any, command: str, destination: str | None, timeout: float, **arguments: Any
+) -> dict[str, Any]:
+    """Send a remote control command; return what each worker replied, by its name."""
+    replies = app.control.broadcast(
+        command,
+        arguments,
+        reply=True,
+        timeout=timeout,
+        destination=destination.split(",") if destination else None,
+    )
+    if not replies:
+        raise click.ClickException(f"no worker replied within {timeout:g} s (--timeout)")
+    return {node: reply for each in replies for node, reply in each.items()}
+
+
+@subproc.command()
+@_asks_workers
+@click.pass_context
+def children(ctx: click.Context, destination: str | None, timeout: float) -> None:
+    """Show the children of running workers as tables; `celery inspect subproc` has the data."""
+    try:
+        from .tables import show
+    except ImportError:
+        raise click.ClickException(
+            "the tables need rich: pip install celery-subproc-pool[cli], or use"
+            " celery inspect subproc"
+        ) from None
+    show(_ask(ctx.obj.app, "subproc", destination, timeout))
+
+
+@subproc.command()
+@click.argument("group", required=False)
+@_asks_workers
+@click.pass_context
+def restart(ctx: click.Context, group: str | None, destination: str | None, timeout: float) -> None:
+    """Replace children by fresh ones, of GROUP or of all, while jobs go on.
+
+    As `celery control subproc_restart`, which Celery 5.3 does not know.
+    """
+    replies = _ask(ctx.obj.app, "subproc_restart", destination, timeout, group=group)
+    for node, reply in sorted(replies.items()):
+        click.echo(f"{node}: {reply.get('ok') or reply['error']}")
+    if any("error" in reply for reply in replies.values()):
+        ctx.exit(1)

@@ -24,6 +24,7 @@ __all__ = (
     "install_fixups",
     "reject",
     "report_hard_timeout",
+    "resolve_auto_concurrency",
     "run_queued_acks",
 )
 
@@ -43,6 +44,20 @@ def report_hard_timeout(job: PoolJob, seconds: float) -> None:
         return
     logger.error("Hard time limit (%ss) exceeded for %s[%s]", seconds, job.task_name, job.task_id)
     job.callbacks.error_callback(exception_info(TimeLimitExceeded(seconds)))
+
+
+def resolve_auto_concurrency(worker: Any) -> None:
+    """Let `worker`, whose pool is ours, have as many children with ``-c auto`` as it may use CPUs.
+
+    Celery 5.7 brought ``auto``. It respects a container's quota for subclasses of prefork's pool,
+    and takes all other pools for such as need no CPU. Call it from the signal `worker_init`:
+    right after that, Celery looks for itself.
+    """
+    if celery.VERSION >= (5, 7):
+        from celery.utils.sysinfo import cpu_budget, is_auto_concurrency
+
+        if is_auto_concurrency(worker.concurrency):
+            worker.concurrency = cpu_budget().count
 
 
 def reject(job: PoolJob) -> None:

@@ -41,7 +41,7 @@ from .records import Group
 from .tasks import needs_python_children
 from .withheld import withheld
 
-__all__ = ("boot_line", "check_executable", "command", "groups")
+__all__ = ("boot_line", "check_executable", "command", "command_of", "groups")
 
 logger = logging.getLogger("celery_subproc_pool")
 
@@ -168,7 +168,8 @@ def boot_line(
     Raises:
         ConfigError: the app can't be imported from anywhere, and can't be pickled either.
     """
-    options = _command_line_options(app)
+    context = command_of(app)
+    options = [] if context is None else list(context.args)
     tasks = {
         name: task.__module__
         for name, task in app.tasks.items()
@@ -221,23 +222,21 @@ def _picklable(settings: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
 
 def _named_on_command_line(app: Celery) -> str | None:
     """Return what ``celery -A`` was given, if that is how the worker came by `app`."""
-    context = click.get_current_context(silent=True)
-    root = None if context is None else context.find_root()
-    if root is None or _app_of(root) is not app:
+    context = command_of(app)
+    if context is None:
         return None
-    name = app_argument(root.params.get("app"), sys.argv, os.environ)
+    name = app_argument(context.find_root().params.get("app"), sys.argv, os.environ)
     with suppress(Exception):
         if name and _unwrapped(find_app(name)) is app:
             return name
     return None
 
 
-def _command_line_options(app: Celery) -> list[str]:
-    """Return the ``name=value`` that stood behind ``--`` in ``celery worker``."""
+def command_of(app: Celery) -> click.Context | None:
+    """Return the `celery worker` command that runs, if it does so for `app`. Its ``args`` are the
+    ``name=value`` that stood behind ``--``."""
     context = click.get_current_context(silent=True)
-    if context is None or _app_of(context) is not app:
-        return []
-    return list(context.args)
+    return context if context is not None and _app_of(context) is app else None
 
 
 def _app_of(context: click.Context) -> Celery | None:

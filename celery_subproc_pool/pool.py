@@ -9,12 +9,13 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import click
 from billiard.einfo import ExceptionInfo
+from celery import signals as celery_signals
 from celery.concurrency.base import BasePool
 from celery.exceptions import WorkerShutdown
 from celery.platforms import EX_FAILURE, signals
@@ -23,13 +24,14 @@ from celery.utils.log import get_logger
 from celery.utils.nodenames import gethostname
 from celery.worker import state
 
-from . import config, launch, messages, outcome, protocol
+from . import banner, config, control, facts, launch, messages, outcome, protocol
 from .compat import reject, report_hard_timeout
 from .drivers import HubDriver, ThreadDriver, wait_for_children
 from .errors import ConfigError, JobAbandoned, PoisonousTaskError, SpawnError
+from .events import ChildEvents
 from .jobs import Callbacks, PoolJob
 from .live import ChildFacts
-from .records import Answered, Child, Faulted, Lost, Outcome, Terminated, TimedOut
+from .records import Answered, Change, Child, Faulted, Group, Lost, Outcome, Terminated, TimedOut
 from .scheduler import Scheduler
 from .supervisor import Supervisor
 from .tasks import bind_task, bind_tasks, refuse_task
@@ -43,7 +45,7 @@ logger = get_logger(__name__)
 STORE_GRACE = 5.0
 
 
-class Pool(BasePool):
+class Pool(BasePool, control.Controlled):
     """Runs tasks on warm child processes that speak line-delimited JSON.
 
     Use: ``celery -A proj worker -P celery_subproc_pool:Pool``, with the children described by
@@ -84,6 +86,8 @@ class Pool(BasePool):
         self._slot_freed = threading.Condition()
         #: Groups whose children can't be told of soft limits, once the log has been told.
         self._soft_limits_warned: set[str] = set()
+        self._events = ChildEvents()
+        celery_signals.worker_ready.connect(self._on_worker_ready)
 
     # -- life
 
@@ -94,16 +98,16 @@ class Pool(BasePool):
             WorkerShutdown: one can't be spawned; the log says which and why.
         """
         try:
-            _, hostname = self.options.get("initargs") or (None, None)
             groups = launch.groups(
                 self.app,
                 self._settings,
                 self._group_of,
-                hostname or gethostname(),
+                self._hostname,
                 self.limit,
                 self.options.get("maxtasksperchild"),
                 self.options.get("max_memory_per_child"),
             )
+            self._show_banner(groups)
             supervisor = Supervisor(Scheduler(groups, self.limit, random.random), self)
             try:
                 supervisor.start()
@@ -118,6 +122,26 @@ class Pool(BasePool):
         threaded = self.options.get("threads", True)
         self._driver = ThreadDriver(supervisor) if threaded else HubDriver(supervisor)
         self._driver.start()
+
+    @property
+    def _hostname(self) -> str:
+        _, hostname = self.options.get("initargs") or (None, None)
+        return str(hostname or gethostname())
+
+    def _show_banner(self, groups: dict[str, Group]) -> None:
+        command = launch.command_of(self.app)
+        if command is not None and not command.obj.quiet:
+            banner.show(self._describe(group) for group in groups.values())
+
+    def _describe(self, group: Group) -> str:
+        tasks: Iterable[str] = ["all others"]
+        if group.name in self._settings.children:
+            tasks = banner.external_tasks(group.name, group.settings, self._group_of)
+        return banner.describe(group.name, group.settings.command, f"{len(group.slots)}", tasks)
+
+    def _on_worker_ready(self, sender: Any, **_: Any) -> None:
+        if sender.pool is self:
+            self._events.attach(sender)
 
     def did_start_ok(self) -> bool:
         """Return whether every group that is to have children has one."""
@@ -227,9 +251,15 @@ class Pool(BasePool):
         callbacks = Callbacks(accept_callback, callback, error_callback, timeout_callback)
         job = PoolJob(self, group, target, args, callbacks, traced_here=group != config.PYTHON)
         if group is not None:
+            own_hard, own_soft = args[2].get("timelimit") or (None, None)
+            # Celery notes a task's limits when the worker starts; the remote control command
+            # `time_limit` sets them anew, at the task.
+            task = self.app.tasks[name]
+            hard = timeout if own_hard else task.time_limit
+            soft = soft_timeout if own_soft else task.soft_time_limit
             default = supervisor.scheduler.groups[group].settings.timeout
-            job.timeout = timeout or self.options.get("timeout") or default
-            job.soft_timeout = soft_timeout or self.options.get("soft_timeout")
+            job.timeout = hard or self.options.get("timeout") or default
+            job.soft_timeout = soft or self.options.get("soft_timeout")
         self._jobs.add(job)
         if group == config.PYTHON:
             try:
@@ -326,6 +356,10 @@ class Pool(BasePool):
             job.answer(JobAbandoned())
             self._conclude(job, self._report_end, job, result, facts)
 
+    def child_changed(self, change: Change) -> None:
+        """A child came into service, or another has replaced it."""
+        self._events.send(change)
+
     def _conclude(self, job: PoolJob, report: Callable[..., None], *arguments: Any) -> None:
         """Tell Celery how `job` ended, and let the next one have its place."""
         try:
@@ -388,6 +422,47 @@ class Pool(BasePool):
             with self._slot_freed:
                 self._slot_freed.notify()
 
+    # -- restart
+
+    def restart(self) -> None:
+        """Replace all children, while jobs go on: Celery's remote control command `pool_restart`,
+        after it has reloaded modules."""
+        self.restart_group(None)
+
+    def restart_group(self, name: str | None) -> list[str]:
+        """Replace the children of the group `name` by fresh ones, or those of all groups.
+
+        A successor boots beside each child and takes its place when it works; if it can't start,
+        the old one stays. Returns before that.
+
+        Returns:
+            The names of the groups.
+
+        Raises:
+            ConfigError: there is no such group; or a task, which may be new, asks for children that
+                there are not. Nothing was replaced.
+        """
+        engine = self._engine
+        groups = engine.scheduler.groups
+        if name is not None and name not in groups:
+            raise ConfigError(
+                f"expected one of this worker's groups ({', '.join(groups)}), got {name!r}"
+            )
+        chosen = list(groups) if name is None else [name]
+        if config.PYTHON in chosen:
+            self._load_tasks_anew(groups[config.PYTHON])
+        logger.info("The children of %s are replaced by fresh ones", ", ".join(chosen))
+        engine.post(engine.scheduler.restart, [groups[each] for each in chosen])
+        return chosen
+
+    def _load_tasks_anew(self, python: Group) -> None:
+        """Let the next children know the tasks that the worker knows by now."""
+        self._group_of = bind_tasks(self.app, self._settings)
+        self._routes.clear()
+        python.boot = launch.boot_line(
+            self.app, self._settings.python, self._hostname, self._group_of
+        )
+
     # -- size
 
     def grow(self, n: int = 1) -> None:
@@ -424,32 +499,28 @@ class Pool(BasePool):
         supervisor = self._supervisor
         groups = supervisor.scheduler.groups if supervisor is not None else {}
         info["processes"] = supervisor.processes if supervisor is not None else []
+        info["max-tasks-per-child"] = self.options.get("maxtasksperchild") or "N/A"
+        info["put-guarded-by-semaphore"] = bool(self.putlocks)
         info["timeouts"] = (
             self.options.get("soft_timeout") or 0,
             self.options.get("timeout") or 0,
         )
-        info["groups"] = {
-            name: {
-                "size": len(group.slots),
-                "in_service": group.in_service,
-                "cooling": group.cooling,
-                "jobs": group.jobs_done,
-                "replaced": {cause.value: count for cause, count in group.replaced.items()},
-                "waiting": len(group.waiting),
-                "children": [
-                    {"pid": child.pid, "state": child.state.value, "jobs": child.jobs_done}
-                    for child in list(group.children.values())
-                ],
-            }
-            for name, group in groups.items()
-        }
+        info["groups"] = {name: facts.group_facts(group) for name, group in groups.items()}
         return info
+
+    def child_rows(self) -> list[dict[str, Any]]:
+        """Return a row for each child, as `facts.rows`: what `inspect subproc` shows."""
+        engine = self._engine
+        groups = engine.scheduler.groups.values()
+        return facts.rows(groups, time.monotonic(), engine.memory_of)
 
 
 def _timeless(event: Callable[[], Any]) -> Callable[[float], Any]:
     """Adapt an event that does not care when it happens."""
     return lambda now: event()
 
+
+control.register()
 
 # The name that `-P` takes, that `inspect stats` shows, and that the worker's banner ends with.
 Pool.__module__ = __package__

@@ -21,10 +21,12 @@ __all__ = (
     "Action",
     "Answered",
     "Cause",
+    "Change",
     "Child",
     "ChildState",
     "CloseStdin",
     "Dropped",
+    "Exit",
     "Faulted",
     "Finished",
     "Forget",
@@ -43,11 +45,16 @@ __all__ = (
     "Slot",
     "SoftTimeout",
     "Spawn",
+    "Started",
     "Terminated",
     "TimedOut",
     "Write",
     "describe_exit",
 )
+
+
+#: Of how many jobs of a group it is remembered how long they took.
+TIMES_REMEMBERED = 1000
 
 
 def describe_exit(status: int, killed: bool = False) -> str:
@@ -175,6 +182,7 @@ class Job:
     __slots__ = (
         "__weakref__",
         "accepted",
+        "begun_at",
         "child",
         "deadline",
         "group",
@@ -185,6 +193,7 @@ class Job:
         "soft_deadline",
         "soft_timeout",
         "state",
+        "submitted_at",
         "task_id",
         "task_name",
         "timeout",
@@ -215,6 +224,9 @@ class Job:
         #: The line to write: known from the start, or once the tracer has provided it.
         self.request: bytes | None = None
         self.accepted = False
+        #: When it came, and when its child got its request: the last child's, if it lost one.
+        self.submitted_at = 0.0
+        self.begun_at = 0.0
         #: Children that ended before they had read its request.
         self.losses = 0
         self.deadline: float | None = None
@@ -298,10 +310,19 @@ class Child:
         return f"<Child {self.group.name}#{self.slot.number} pid {self.pid} {self.state.value}>"
 
 
+class Exit(msgspec.Struct, frozen=True):
+    """That a child of a slot was given up; maybe a successor that could not start."""
+
+    pid: int | None
+    reason: str
+    #: Monotonic, in seconds.
+    at: float
+
+
 class Slot:
     """A child's place in its group."""
 
-    __slots__ = ("child", "failures", "number", "spawn_at", "successor")
+    __slots__ = ("child", "failures", "last_exit", "number", "spawn_at", "successor")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -312,6 +333,7 @@ class Slot:
         self.failures = 0
         #: While cooling: when to spawn again.
         self.spawn_at: float | None = None
+        self.last_exit: Exit | None = None
 
 
 class Group:
@@ -338,10 +360,13 @@ class Group:
         "last_words",
         "name",
         "replaced",
+        "runs",
         "settings",
         "slots",
         "successors",
+        "throttled",
         "waiting",
+        "waits",
         "withheld",
     )
 
@@ -369,6 +394,11 @@ class Group:
         #: How many successors of worn children boot.
         self.successors = 0
         self.jobs_done = 0
+        #: How many of them were throttled.
+        self.throttled = 0
+        #: Of the latest jobs: seconds until a child had one, and until it had answered.
+        self.waits: deque[float] = deque(maxlen=TIMES_REMEMBERED)
+        self.runs: deque[float] = deque(maxlen=TIMES_REMEMBERED)
         #: How many children were replaced, and why.
         self.replaced: Counter[Cause] = Counter()
         self.slots = [Slot(number) for number in range(size)]
@@ -465,8 +495,14 @@ class CloseStdin(msgspec.Struct, frozen=True):
     child: Child
 
 
+class Started(msgspec.Struct, frozen=True):
+    """`child` has proved that it works: tell who wants to know."""
+
+    child: Child
+
+
 class Report(msgspec.Struct, frozen=True):
-    """A child is replaced after a fault: tell the log why."""
+    """A child is replaced after a fault: tell the log why, and who else wants to know."""
 
     child: Child
     reason: str
@@ -476,7 +512,7 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class Recycled(msgspec.Struct, frozen=True):
-    """`successor` has taken the place of `child`, which goes: tell the log."""
+    """`successor` has taken the place of `child`, which goes: tell as for `Report`."""
 
     child: Child
     successor: Child
@@ -487,6 +523,9 @@ class Healed(msgspec.Struct, frozen=True):
 
     group: Group
 
+
+#: What becomes of children, as far as others may want to know.
+Change = Started | Report | Recycled
 
 Action = (
     Spawn
@@ -499,6 +538,7 @@ Action = (
     | Measure
     | Kill
     | CloseStdin
+    | Started
     | Report
     | Recycled
     | Healed

@@ -26,10 +26,10 @@ from __future__ import annotations
 
 import signal
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from .children import Alarm, Children
-from .protocol import Reply
+from .protocol import Reply, Throttled
 from .records import (
     Accept,
     Action,
@@ -143,6 +143,7 @@ class Scheduler:
             return [Settle(job, Dropped(), None)]
         self._jobs_seen += 1
         job.number = self._jobs_seen
+        job.submitted_at = now
         self._queue_of(job).append(job)
         return []
 
@@ -151,7 +152,7 @@ class Scheduler:
         job.request = request
         if job.state is not JobState.RESERVED or job.child is None:
             return []
-        return [self._send(job.child, job)]
+        return [self._send(job.child, job, now)]
 
     def finish(self, job: Job, now: float) -> list[Action]:
         """The tracer of `job` is through, maybe without ever having needed the child."""
@@ -230,6 +231,8 @@ class Scheduler:
             return self.faulted(
                 child, f"the reply's id is {reply.id!r}, the request's {job.task_id!r}", now
             )
+        child.group.runs.append(now - job.begun_at)
+        child.group.throttled += isinstance(reply, Throttled)
         actions: list[Action] = [self._answer(job, Answered(reply), child)]
         actions += self._children.replied(child, bool(reply.retire), now)
         actions += self._children.release(child, now)
@@ -368,6 +371,10 @@ class Scheduler:
             self._crashes.popitem(last=False)
         return 0
 
+    def restart(self, groups: Iterable[Group], now: float) -> list[Action]:
+        """Replace all children of `groups` by fresh ones, few at a time: no job notices."""
+        return [action for group in groups for action in self._children.restart(group, now)]
+
     # -- time
 
     @property
@@ -491,6 +498,7 @@ class Scheduler:
             child, _ = self.groups[job.group].idle.popitem()
             self._children.move(child, ChildState.BUSY)
             child.job, job.child = job, child
+            child.group.waits.append(now - job.submitted_at)
             if job.accepted:
                 self._alarm.set(job.deadline)
                 self._alarm.set(job.soft_deadline)
@@ -500,11 +508,12 @@ class Scheduler:
             job.accepted = True
             actions.append(Accept(job, child, now))
         if job.request is not None and child is not None:
-            actions.append(self._send(child, job))
+            actions.append(self._send(child, job, now))
         return actions
 
-    def _send(self, child: Child, job: Job) -> Write:
+    def _send(self, child: Child, job: Job, now: float) -> Write:
         job.state = JobState.SENT
+        job.begun_at = now
         self._children.begins(child)
         return Write(child, job)
 

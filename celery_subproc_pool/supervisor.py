@@ -34,7 +34,7 @@ from .guardian import MARK, Guardian
 from .live import ChildFacts, LiveChild
 from .memory import MemoryMeter
 from .protocol import Fatal, Ready, quote
-from .records import Action, Child, Outcome
+from .records import Action, Change, Child, Outcome
 from .scheduler import Scheduler
 
 __all__ = ("Listener", "Supervisor")
@@ -67,6 +67,9 @@ class Listener(Protocol):
 
     def soft_timed_out(self, job: Any, told: bool) -> None:
         """The soft time limit of `job` is over; `told` is whether its child was signalled."""
+
+    def child_changed(self, change: Change) -> None:
+        """A child came into service, or another has replaced it."""
 
 
 class Supervisor:
@@ -124,8 +127,9 @@ class Supervisor:
             records.SoftTimeout: self._soft_timeout,
             records.Kill: self._kill,
             records.CloseStdin: self._close_stdin,
+            records.Started: self._tell,
             records.Report: self._report,
-            records.Recycled: reports.recycled,
+            records.Recycled: self._recycled,
             records.Healed: lambda action: reports.healed(action.group),
             records.Probe: self._probe,
             records.Measure: self._measure,
@@ -229,6 +233,11 @@ class Supervisor:
     def processes(self) -> list[int]:
         """The pids of all children."""
         return [live.process.pid for live in list(self._live.values())]
+
+    def memory_of(self, child: Child) -> int:
+        """Return the resident memory of `child` and what it started, in bytes; 0 if it is gone."""
+        live = self._live.get(child.number)
+        return 0 if live is None else self._meter.measure(live.process.pid, self._clock())
 
     def kill_all(self) -> None:
         """Kill every child and forget it, whatever state it is in. No callback is made.
@@ -487,11 +496,8 @@ class Supervisor:
             self._actions.extend(self.scheduler.probed(live.child, unread, self._clock()))
 
     def _measure(self, action: records.Measure) -> None:
-        live = self._live.get(action.child.number)
-        if live is not None:
-            now = self._clock()
-            memory = self._meter.measure(live.process.pid, now)
-            self._actions.extend(self.scheduler.measured(live.child, memory, now))
+        memory = self.memory_of(action.child)
+        self._actions.extend(self.scheduler.measured(action.child, memory, self._clock()))
 
     def _kill(self, action: records.Kill) -> None:
         live = self._live.get(action.child.number)
@@ -511,6 +517,14 @@ class Supervisor:
         if facts is not None and not child.proven:
             child.group.last_words = facts.stderr
         reports.replaced(action, facts)
+        self._tell(action)
+
+    def _recycled(self, action: records.Recycled) -> None:
+        reports.recycled(action)
+        self._tell(action)
+
+    def _tell(self, change: Change) -> None:
+        self._callbacks.append(partial(self._listener.child_changed, change))
 
     # -- descriptors
 

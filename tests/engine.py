@@ -46,6 +46,7 @@ class Engine:
         self.facts: dict[records.Job, ChildFacts | None] = {}
         self.accepted_pids: dict[records.Job, list[int | None]] = {}
         self.soft: list[tuple[records.Job, bool]] = []
+        self.changes: list[records.Change] = []
         self.current: records.Job | None = None
         more = {} if environ is None else {"environ": environ}
         self.supervisor = Supervisor(Scheduler({"default": group}, size), self, **more)
@@ -77,6 +78,9 @@ class Engine:
 
     def soft_timed_out(self, job: records.Job, told: bool) -> None:
         self.soft.append((job, told))
+
+    def child_changed(self, change: records.Change) -> None:
+        self.changes.append(change)
 
     # -- for tests
 

@@ -18,6 +18,7 @@ from celery_subproc_pool.records import (
     Child,
     ChildState,
     CloseStdin,
+    Exit,
     Finished,
     Forget,
     Healed,
@@ -486,3 +487,76 @@ def test_a_sigkill_that_was_none_of_ours(by_us: bool) -> None:
     if not by_us:
         [report] = reports(actions)
         assert report.reason == "it exited: signal 9 (SIGKILL), out of memory?"
+
+
+# -- by request: a restart
+
+
+def test_a_restart_replaces_all_children_few_at_a_time() -> None:
+    world = world_of(4)
+    group, old = world.scheduler.groups["a"], world.children()
+    assert world.started == old
+    actions = world.tell(world.scheduler.restart, [group])
+    for child in old:
+        successor = new_child(actions)
+        assert group.in_service == 4
+        actions = world.tell(world.scheduler.ready, successor, None)
+        assert Recycled(child, successor) in actions
+        assert world.started[-1] is successor
+        assert child.slot.last_exit == Exit(child.pid, "the pool is restarted", 0.0)
+    assert not [action for action in actions if isinstance(action, Spawn)]
+    assert group.replaced == {Cause.RECYCLED: 4}
+
+
+def test_a_restart_interrupts_no_job() -> None:
+    world = world_of()
+    job, child = world.send()
+    world.tell(world.scheduler.restart, [child.group])
+    world.tell(world.scheduler.ready, successor_of(child), None)
+    assert (job.state, child.state) == (JobState.SENT, ChildState.BUSY)
+    assert CloseStdin(child) in world.tell(world.scheduler.replied, child, Ok())
+
+
+def test_what_boots_when_a_restart_comes_is_replaced_too() -> None:
+    world = World(a=kind(1, handshake=True))
+    [first] = world.children()
+    second = new_child(world.tell(world.scheduler.restart, [first.group]))
+    # It may have read the old code already.
+    assert not world.tell(world.scheduler.ready, first, None)
+    third = new_child(
+        world.tell(world.scheduler.restart, [first.group])
+        + world.tell(world.scheduler.ready, second, None)
+    )
+    assert third.slot.child is second
+    assert Recycled(second, third) in world.tell(world.scheduler.ready, third, None)
+    assert world.scheduler.groups["a"].slots[0].child is third
+    assert not third.worn
+
+
+def test_a_successor_that_was_to_be_replaced_is_so_when_its_child_dies() -> None:
+    world = world_of()
+    [child] = world.children()
+    first = new_child(world.tell(world.scheduler.restart, [child.group]))
+    world.tell(world.scheduler.restart, [child.group])
+    actions = world.tell(world.scheduler.exited, child, 1, 0)
+    assert child.slot.child is first
+    assert successor_of(first) is new_child(actions)
+
+
+def test_a_restart_ends_what_a_slot_waits_for() -> None:
+    world = world_of()
+    [child] = world.children()
+    world.tell(world.scheduler.exited, child, 1, 0)
+    assert child.slot.spawn_at == 0.1
+    assert child.slot.last_exit == Exit(child.pid, "it exited: exitcode 1", 0.0)
+    fresh = new_child(world.tell(world.scheduler.restart, [child.group]))
+    assert (child.slot.child, child.slot.failures) == (fresh, 0)
+
+
+def test_a_successor_that_cannot_start_leaves_the_old_child_after_a_restart() -> None:
+    world = world_of()
+    [child] = world.children()
+    successor = new_child(world.tell(world.scheduler.restart, [child.group]))
+    world.tell(world.scheduler.exited, successor, 1, 0)
+    assert do(world)[0] is child
+    assert Recycled in map(type, world.tell(world.scheduler.ready, new_child(world.at(0.2)), None))

@@ -23,7 +23,9 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "protocol": ({"errors"}, {"msgspec"}),
     "stderr": ({"protocol"}, set()),
     "config": ({"errors"}, {"msgspec"}),
+    "banner": ({"config"}, set()),
     "records": ({"config", "protocol"}, {"msgspec"}),
+    "facts": ({"records"}, set()),
     "children": ({"errors", "records"}, set()),
     "scheduler": ({"children", "protocol", "records"}, set()),
     "memory": (set(), {"psutil"}),
@@ -57,13 +59,19 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "loading": ({"compat", "messages", "protocol"}, {"billiard", "celery"}),
     "worker_child": ({"loading", "messages", "protocol", "serve"}, {"billiard", "celery"}),
+    "events": ({"records"}, {"celery"}),
+    "control": ({"errors"}, {"celery"}),
     "drivers": ({"compat", "errors", "supervisor"}, {"celery"}),
     "pool": (
         {
+            "banner",
             "compat",
             "config",
+            "control",
             "drivers",
             "errors",
+            "events",
+            "facts",
             "jobs",
             "launch",
             "live",
@@ -78,11 +86,15 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         },
         {"billiard", "celery", "click"},
     ),
-    "cli": ({"config", "errors", "launch", "tasks"}, {"celery", "click"}),
+    "tables": (set(), {"rich"}),
+    "cli": (
+        {"banner", "compat", "config", "control", "errors", "launch", "tables", "tasks"},
+        {"celery", "click"},
+    ),
 }
 
 #: Modules that decide: no clock, no process, no thread may come near them.
-PURE = ("errors", "protocol", "config", "records", "children", "scheduler", "stderr")
+PURE = ("errors", "protocol", "config", "records", "facts", "children", "scheduler", "stderr")
 IMPURE = {"asyncio", "multiprocessing", "select", "selectors", "subprocess", "threading", "time"}
 
 

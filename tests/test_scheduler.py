@@ -36,6 +36,7 @@ from celery_subproc_pool.records import (
     Slot,
     SoftTimeout,
     Spawn,
+    Started,
     Terminated,
     TimedOut,
     Write,
@@ -65,6 +66,7 @@ class World:
         self.now = -SETTLE
         self.last_pid = 100
         self.spawns_fail = False
+        self.started: list[Child] = []
         self.children_boot_slowly = boot_slowly
         self.scheduler = Scheduler(
             {
@@ -78,10 +80,13 @@ class World:
         self.at(0.0)
 
     def perform(self, actions: list[Action]) -> list[Action]:
-        """Answer each `Spawn`. Returns all actions, with those that followed."""
+        """Answer each `Spawn`. Returns all actions, with those that followed, but for `Started`."""
         todo, done = deque(actions), []
         while todo:
             action = todo.popleft()
+            if isinstance(action, Started):
+                self.started.append(action.child)
+                continue
             done.append(action)
             if isinstance(action, Spawn):
                 todo.extend(self._spawn(action.child))

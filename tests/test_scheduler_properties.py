@@ -319,6 +319,13 @@ class World(RuleBasedStateMachine):
         if turn:
             self.end_turn()
 
+    @rule(fixed=st.booleans(), turn=st.booleans())
+    def restart(self, fixed: bool, turn: bool) -> None:
+        groups = [self.scheduler.groups["fixed" if fixed else "elastic"]]
+        self.by_thread(self.scheduler.restart, groups)
+        if turn:
+            self.end_turn()
+
     # -- what processes do
 
     def some_process(self, pick: int) -> Process:

@@ -6,6 +6,7 @@ import json
 import signal
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import psutil
 import pytest
@@ -234,14 +235,19 @@ def test_inspect_stats_shows_the_groups(project: Project) -> None:
         [child] = worker.children()
         stats = worker.stats()
     assert stats["processes"] == [child.pid]
+    percentiles = {"p50": ANY, "p95": ANY, "p99": ANY}
     assert stats["groups"] == {
         "obeys": {
             "size": 1,
             "in_service": 1,
             "cooling": 0,
+            "states": {"idle": 1},
             "jobs": 1,
-            "replaced": {},
+            "throttled": 0,
             "waiting": 0,
+            "wait": percentiles,
+            "run": percentiles,
+            "replaced": {},
             "children": [{"pid": child.pid, "state": "idle", "jobs": 1}],
         }
     }
