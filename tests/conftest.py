@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 
 from celery_subproc_pool.guardian import MARK
+
+if TYPE_CHECKING:
+    from .workplace import Workplace
 
 CHILDREN = Path(__file__).parent / "children"
 
@@ -81,9 +85,10 @@ def _ours() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
             continue
 
 
-def pool_processes() -> list[psutil.Process]:
-    """Return every process that descends from some worker's pool, guardians aside."""
-    return [process for process, environ in _ours() if MARK in environ]
+def pool_processes() -> dict[psutil.Process, str]:
+    """Return every process that descends from some worker's pool, guardians aside, and the mark of
+    its pool."""
+    return {process: environ[MARK] for process, environ in _ours() if MARK in environ}
 
 
 def guardians() -> list[psutil.Process]:
@@ -96,15 +101,49 @@ def guardians() -> list[psutil.Process]:
     return found
 
 
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("redis", marks=pytest.mark.redis),
+        pytest.param("rabbitmq", marks=pytest.mark.rabbitmq),
+    ],
+)
+def broker(request: pytest.FixtureRequest) -> str:
+    """Return the name of a broker that answers."""
+    require(request.param)
+    # The results are kept there, whatever the broker.
+    require("redis")
+    return str(request.param)
+
+
+@pytest.fixture
+def place(tmp_path: Path, broker: str) -> Iterator[Workplace]:
+    """Return a project on a queue of its own."""
+    from .workplace import Workplace
+
+    with closing(Workplace(tmp_path, broker)) as workplace:
+        yield workplace
+
+
+@pytest.fixture
+def no_garbage_collection() -> Iterator[None]:
+    """Keep Celery's client alive: until 5.7, when the collector finds an `AsyncResult` while
+    another is being subscribed to, its `__del__` waits for ever for redis-py's lock."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
 @pytest.fixture(autouse=True)
 def no_process_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """After each test, no child of a pool that the test started is alive."""
-    before = {process.pid for process in pool_processes()}
+    others = {*pool_processes().values()}
     yield
-    if {"session_worker", "shared_worker"} & set(request.fixturenames):
+    if any(name.endswith("_worker") for name in request.fixturenames):
+        # It outlives the test.
         return
     wait_for(
-        lambda: not [process for process in pool_processes() if process.pid not in before],
+        lambda: not {*pool_processes().values()} - others,
         "the children of this test's pools to be gone",
     )
 

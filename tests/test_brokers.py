@@ -2,133 +2,27 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import signal
-import subprocess
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import celery
-import psutil
 import pytest
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import chain, chord
-from celery.exceptions import TaskRevokedError
 from kombu import Connection, Queue
 
 from celery_subproc_pool import ChildTaskError
 
-from .conftest import CHILDREN, DEADLINE, PORTS, python_child, require, wait_for
+from .conftest import DEADLINE, PORTS, wait_for
 from .cutting_proxy import CuttingProxy
-from .worker import Project
+from .workplace import BROKERS, Workplace, get
 
-BROKERS = {
-    "redis": "redis://127.0.0.1:6379/9",
-    "rabbitmq": "amqp://guest:guest@127.0.0.1:5672//",
-}
-BACKEND = "redis://127.0.0.1:6379/10"
-
-CODE = """
-from celery_subproc_pool import SubprocTask
-app.conf.include = ["ordinary_tasks"]
-@app.task(base=SubprocTask, name="do.late", acks_late=True, reject_on_worker_lost=True)
-def late(*args): ...
-@app.task(name="python.late", acks_late=True, reject_on_worker_lost=True)
-def python_late(path, signum):
-    import os
-    with open(path, "a") as file:
-        file.write("run\\n")
-    os.kill(os.getpid(), signum)
-"""
-
-
-@pytest.fixture(
-    params=[
-        pytest.param("redis", marks=pytest.mark.redis),
-        pytest.param("rabbitmq", marks=pytest.mark.rabbitmq),
-    ]
-)
-def broker(request: pytest.FixtureRequest) -> str:
-    require(request.param)
-    # The results are kept there, whatever the broker.
-    require("redis")
-    return str(request.param)
-
-
-@pytest.fixture(autouse=True)
-def no_garbage_collection() -> Iterator[None]:
-    """Keep Celery's client alive: until 5.7, when the collector finds an `AsyncResult` while
-    another is being subscribed to, its `__del__` waits for ever for redis-py's lock."""
-    gc.disable()
-    yield
-    gc.enable()
-
-
-class Workplace:
-    """A project on a queue of its own.
-
-    Arguments:
-        directory: the project's.
-        broker: the broker's name.
-        code: added to the project's.
-        proxy: the worker's way to the broker, if it has one of its own.
-        conf: added to the configuration.
-    """
-
-    def __init__(
-        self,
-        directory: Path,
-        broker: str,
-        code: str = "",
-        proxy: CuttingProxy | None = None,
-        **conf: Any,
-    ) -> None:
-        self.log = directory / "jobs.log"
-        self.log.touch()
-        self.broker = broker
-        self.queue = f"csp-test-{uuid.uuid4().hex}"
-        obeys = {"argv": python_child("obeys"), "tasks": ["do.*", "do.it"]}
-        perl = {
-            "argv": ["perl", str(CHILDREN / "log_jobs.pl")],
-            "tasks": ["perl.it"],
-            "env": {"LOG": str(self.log), "MEET": "4"},
-        }
-        full = {
-            "subproc_pool": {"children": {"obeys": obeys, "perl": perl}},
-            "task_default_queue": self.queue,
-            "worker_cancel_long_running_tasks_on_connection_loss": False,
-            **conf,
-        }
-        url = BROKERS[broker]
-        way = None if proxy is None else proxy.url(url)
-        self.project = Project(directory, url, BACKEND, full, CODE + code, workers_broker=way)
-        self.app = self.project.app
-
-    def send(self, name: str, *steps: list[Any], **options: Any) -> Any:
-        return self.app.send_task(name, [list(steps)] if steps else [], **options)
-
-    def close(self) -> None:
-        with Connection(BROKERS[self.broker]) as connection:
-            Queue(self.queue, channel=connection.default_channel).delete()
-        self.app.close()
-
-
-@pytest.fixture
-def place(tmp_path: Path, broker: str) -> Iterator[Workplace]:
-    workplace = Workplace(tmp_path, broker)
-    yield workplace
-    workplace.close()
-
-
-def get(result: Any) -> Any:
-    return result.get(timeout=DEADLINE)
-
+pytestmark = pytest.mark.usefixtures("no_garbage_collection")
 
 PUTS_ASIDE = """
 from kombu import Queue
@@ -223,106 +117,6 @@ def test_the_outcomes_on_the_event_loop(place: Workplace) -> None:
         assert len(echo) == 5_000_000
 
 
-def test_revoke_with_terminate(place: Workplace, tmp_path: Path) -> None:
-    with place.project.worker("-P", "subproc", "-c", "1") as worker:
-        before = {child.pid for child in worker.children()}
-        begun = tmp_path / "begun"
-        result = place.send("do.it", ["touch", str(begun)], ["wait", "/nowhere"])
-        wait_for(begun.exists, "the job's begin")
-        place.app.control.revoke(result.id, terminate=True, destination=[place.project.node])
-        with pytest.raises(TaskRevokedError):
-            get(result)
-        assert get(place.send("do.it", ["facts"]))["pid"] not in before
-        assert "WorkerLostError" not in worker.log
-
-
-def test_a_late_acked_job_whose_child_was_lost_is_delivered_again(
-    place: Workplace, tmp_path: Path
-) -> None:
-    with place.project.worker("-P", "subproc", "-c", "1"):
-        gate = tmp_path / "gate"
-        result = place.send("do.late", ["die_once", str(gate)], ["reply", {"result": "alive"}])
-        assert get(result) == "alive"
-
-
-def test_a_job_that_ends_in_a_warm_stop_is_acked_and_not_run_again(
-    place: Workplace, tmp_path: Path
-) -> None:
-    begun, gate, runs = tmp_path / "begun", tmp_path / "gate", tmp_path / "runs"
-    with place.project.worker("-P", "subproc", "-c", "1") as worker:
-        result = place.send(
-            "do.late",
-            ["append", str(runs)],
-            ["touch", str(begun)],
-            ["wait", str(gate)],
-            ["reply", {"result": 7}],
-        )
-        wait_for(begun.exists, "the job's begin")
-        worker.process.send_signal(signal.SIGTERM)
-        wait_for(lambda: "Warm shutdown" in worker.log, "the shutdown")
-        gate.touch()
-        assert worker.process.wait(DEADLINE) == 0
-    assert get(result) == 7
-    with place.project.worker("-P", "subproc", "-c", "1"):
-        assert get(place.send("do.it")) == []
-    assert runs.read_text() == "run\n"
-
-
-@pytest.mark.parametrize("remapped", [False, True], ids=["SIGQUIT", "remapped SIGTERM"])
-def test_a_cold_stop_gives_late_acked_jobs_back_to_the_broker(
-    place: Workplace, tmp_path: Path, remapped: bool
-) -> None:
-    begun, gate = tmp_path / "begun", tmp_path / "gate"
-    environ = {"REMAP_SIGTERM": "SIGQUIT"} if remapped else {}
-    with place.project.worker("-P", "subproc", "-c", "1", **environ) as worker:
-        result = place.send(
-            "do.late", ["touch", str(begun)], ["wait", str(gate)], ["reply", {"result": 7}]
-        )
-        wait_for(begun.exists, "the job's begin")
-        worker.process.send_signal(signal.SIGTERM if remapped else signal.SIGQUIT)
-        worker.process.wait(DEADLINE)
-        # Prefork's words: neither revoked nor failed.
-        assert result.state not in ("REVOKED", "FAILURE")
-    gate.touch()
-    with place.project.worker("-P", "subproc", "-c", "1"):
-        assert get(result) == 7
-
-
-@pytest.mark.skipif(celery.VERSION < (5, 5), reason="Celery 5.5 brought it")
-def test_a_soft_shutdown_lets_short_jobs_end_and_gives_long_ones_back(
-    tmp_path: Path, broker: str
-) -> None:
-    place = Workplace(tmp_path, broker, worker_soft_shutdown_timeout=3.0)
-    gate, later = tmp_path / "gate", tmp_path / "later"
-
-    def send(name: str, opens: Path) -> Any:
-        """A late-acked job that waits for a file, once it has begun."""
-        begun, runs = tmp_path / f"{name} begun", tmp_path / f"{name} runs"
-        steps = ["append", str(runs)], ["touch", str(begun)], ["wait", str(opens)]
-        result = place.send("do.late", *steps, ["reply", {"result": name}])
-        wait_for(begun.exists, "the job's begin")
-        return result
-
-    with closing(place):
-        with place.project.worker("-P", "subproc", "-c", "3") as worker:
-            short, long = send("short", gate), send("long", later)
-            ordinary = place.app.send_task("wait", (str(tmp_path / "begun"), str(gate)))
-            wait_for((tmp_path / "begun").exists, "the ordinary task's begin")
-            worker.process.send_signal(signal.SIGQUIT)
-            wait_for(lambda: "Initiating Soft Shutdown" in worker.log, "the shutdown")
-            gate.touch()
-            worker.process.wait(DEADLINE)
-            assert get(short) == "short"
-            assert get(ordinary) is not None
-            assert long.state not in ("SUCCESS", "REVOKED", "FAILURE")
-        later.touch()
-        with place.project.worker("-P", "subproc", "-c", "1"):
-            assert get(long) == "long"
-            assert get(place.send("do.it")) == []
-    assert (tmp_path / "short runs").read_text() == "run\n", "it was acknowledged"
-    assert (tmp_path / "long runs").read_text() == "run\n" * 2
-
-
 def test_a_revoked_job_takes_no_other_with_it(place: Workplace, tmp_path: Path) -> None:
     # The result of the first is being stored while its child has the second already.
     stored, begun, gate = tmp_path / "stored", tmp_path / "begun", tmp_path / "gate"
@@ -351,31 +145,6 @@ def hold(task_id, args, **_):
         assert get(second) == "second"
 
 
-def test_a_lost_broker_connection_loses_no_reply_and_no_limit(
-    place: Workplace, tmp_path: Path
-) -> None:
-    begun, gate, runs = tmp_path / "begun", tmp_path / "gate", tmp_path / "runs"
-    with place.project.worker("-P", "subproc", "-c", "2") as worker:
-        running = place.send(
-            "do.it",
-            ["append", str(runs)],
-            ["touch", str(begun)],
-            ["wait", str(gate)],
-            ["reply", {"result": "kept"}],
-        )
-        limited = place.send("do.it", ["wait", "/nowhere"], time_limit=3)
-        wait_for(begun.exists, "the job's begin")
-        cut_connections(place, worker.process.pid)
-        wait_for(lambda: "onnection to broker lost" in worker.log, "the loss")
-        gate.touch()
-        assert get(running) == "kept"
-        with pytest.raises(TimeLimitExceeded):
-            get(limited)
-        assert get(place.send("do.it", ["reply", {"result": "after"}])) == "after"
-        assert worker.stop() == 0
-    assert runs.read_text() == "run\n"
-
-
 def test_a_broker_that_is_gone_keeps_no_worker_from_stopping(tmp_path: Path, broker: str) -> None:
     begun, gate = tmp_path / "begun", tmp_path / "gate"
     with (
@@ -396,29 +165,6 @@ def test_a_broker_that_is_gone_keeps_no_worker_from_stopping(tmp_path: Path, bro
             worker.process.wait(DEADLINE)
         assert get(result) == 7
         assert "Error on stopping Pool" not in worker.log
-
-
-def cut_connections(place: Workplace, pid: int) -> None:
-    """Cut the connections of process `pid` to its broker, from the broker's side."""
-    if place.broker == "redis":
-        ports = {
-            connection.laddr.port
-            for connection in psutil.Process(pid).net_connections("tcp")
-            if connection.raddr and connection.raddr.port == PORTS["redis"]
-        }
-        import redis
-
-        with redis.Redis.from_url(BROKERS["redis"]) as client:
-            for entry in client.client_list():
-                if int(entry["addr"].rpartition(":")[2]) in ports and entry["db"] == "9":
-                    client.client_kill_filter(_id=entry["id"])
-    else:
-        subprocess.run(
-            ["rabbitmqctl", "close_all_connections", "cut by a test"],
-            check=True,
-            capture_output=True,
-            timeout=60,
-        )
 
 
 def test_priorities_decide_what_comes_next(broker: str, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from kombu.utils.json import loads
 
 from .conftest import DEADLINE, require, wait_for
 from .worker import Project, Worker
+from .workplace import BROKERS
 
 pytest.importorskip("django")
 pytest.importorskip("django_celery_results")
@@ -35,7 +36,6 @@ POOL = os.environ.get("CSP_TEST_POOL", "celery_subproc_pool:Pool")
 
 SITE = Path(__file__).parent / "django_project"
 POSTGRESQL = "postgresql://postgres@127.0.0.1:5432"
-REDIS = "redis://127.0.0.1:6379/9"
 
 #: The columns that django-celery-results has for a task.
 RESULT = "task_id, status, task_name, result, traceback, worker, task_args, task_kwargs"
@@ -496,11 +496,9 @@ def test_an_app_that_cannot_be_loaded_stops_the_worker(tmp_path: Path, sqlite: D
     assert "ModuleNotFoundError: No module named 'nowhere'" in done.stdout
 
 
-@pytest.mark.redis
-def test_a_hundred_orders_on_the_event_loop(tmp_path: Path, sqlite: Database) -> None:
-    require("redis")
-    queue = f"csp-test-{uuid.uuid4().hex}"
-    project = DjangoProject(tmp_path / "site", sqlite, REDIS, task_default_queue=queue)
+def test_orders_on_a_broker(tmp_path: Path, sqlite: Database, broker: str) -> None:
+    queue, url = f"csp-test-{uuid.uuid4().hex}", BROKERS[broker]
+    project = DjangoProject(tmp_path / "site", sqlite, url, task_default_queue=queue)
     references = [f"A-{number:03}" for number in range(100)]
     try:
         with project.pool(2) as worker:
@@ -508,7 +506,7 @@ def test_a_hundred_orders_on_the_event_loop(tmp_path: Path, sqlite: Database) ->
             assert sorted(project.get(task_id) for task_id in sent) == list(range(1, 101))
             wait_for(lambda: not sqlite.is_held(worker), "the connections' end")
     finally:
-        with Connection(REDIS) as connection:
+        with Connection(url) as connection:
             Queue(queue, channel=connection.default_channel).delete()
         project.app.close()
     assert project.references() == references

@@ -165,7 +165,8 @@ def test_after_ten_throttles_all_three_retries_are_left(app: Celery, attempts: A
 
 def test_throttle_max_retries_bounds_throttles(app: Celery) -> None:
     with pytest.raises(MaxRetriesExceededError, match=r"throttled 3 times.*throttle_max_retries"):
-        get(send(app, "capped.it", ["throttle", 10, 0]))
+        # Not at once: the third one's failure must not be stored before the second one's retry.
+        get(send(app, "capped.it", ["throttle", 10, 0.2]))
 
 
 def test_retry_counts_against_max_retries(app: Celery, attempts: Attempts) -> None:

@@ -27,8 +27,8 @@ from kombu import Connection, Queue
 
 from .conftest import PORTS, python_child, require, wait_for
 from .cutting_proxy import CuttingProxy
-from .test_brokers import BACKEND, BROKERS
 from .worker import Project, Worker
+from .workplace import BACKEND, BROKERS
 
 pytestmark = pytest.mark.soak
 

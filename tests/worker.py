@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -124,16 +126,24 @@ class Project:
         assert done.returncode == 0, done.stdout
         return done.stdout
 
-    def worker(self, *words: str, **environ: str) -> Worker:
-        """Return a worker of this project, to be entered."""
-        return Worker(self, words, environ)
+    def worker(self, *words: str, terminal: int | None = None, **environ: str) -> Worker:
+        """Return a worker of this project, to be entered; in the foreground of `terminal`, the
+        descriptor of one, if that is given."""
+        return Worker(self, words, environ, terminal)
 
 
 class Worker:
     """A context manager: a `celery worker` that is ready on entry, and stopped on exit."""
 
-    def __init__(self, project: Project, words: tuple[str, ...], environ: dict[str, str]) -> None:
+    def __init__(
+        self,
+        project: Project,
+        words: tuple[str, ...],
+        environ: dict[str, str],
+        terminal: int | None = None,
+    ) -> None:
         self._project = project
+        self._terminal = terminal
         self._words = words
         self._environ = environ
         #: What the worker and its children write to.
@@ -149,8 +159,12 @@ class Worker:
                 ),
                 cwd=self._project.directory,
                 env=self._project.environment(**self._environ),
+                stdin=self._terminal,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                start_new_session=self._terminal is not None,
+                # No library has a way without it.
+                preexec_fn=self._terminal and _control_terminal,  # noqa: PLW1509
             )
         try:
             wait_for(lambda: " ready." in self.log or self.process.poll() is not None, "the worker")
@@ -206,3 +220,8 @@ class Worker:
         [node] = json.loads(done.stdout[done.stdout.index("{") :]).values()
         pool: dict[str, Any] = node["pool"]
         return pool
+
+
+def _control_terminal() -> None:
+    """Let stdin be the terminal of this session, whose foreground group this process is."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)

@@ -15,6 +15,7 @@
 ["die_once", path]  make the file and die, unless it is there
 ["requeue", path]   reject with requeue and make the file; reply ok if it is there
 ["own", "pid", {..}] reply with the process' id, in a list, and {..} in the reply
+["eat", n]          take n MiB, and keep them
 ["start", n]        start a process that takes n MiB, and wait until it has them
 ["escape"]          start a process in a session of its own; reply with its id
 ["throttle", n, s]  reply throttled with s seconds until it was n times, then ok; with
@@ -30,6 +31,7 @@ import sys
 import time
 
 jobs = 0
+eaten = []
 
 
 def write(text):
@@ -112,8 +114,13 @@ def escape(request):
     reply(request, {"result": process.pid})
 
 
+def eat(request, megabytes):
+    eaten.append(b"x" * (megabytes << 20))
+
+
 STEPS = {
     "own": own,
+    "eat": eat,
     "start": start,
     "escape": escape,
     "die_once": die_once,
