@@ -451,7 +451,7 @@ class Pool(BasePool, control.Controlled):
         chosen = list(groups) if name is None else [name]
         if config.PYTHON in chosen:
             self._load_tasks_anew(groups[config.PYTHON])
-        logger.info("The children of %s are replaced by fresh ones", ", ".join(chosen))
+        logger.info("Restarting the children of %s", ", ".join(chosen))
         engine.post(engine.scheduler.restart, [groups[each] for each in chosen])
         return chosen
 
