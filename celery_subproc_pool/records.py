@@ -301,6 +301,11 @@ class Child:
         self.reason = ""
 
     @property
+    def serves(self) -> bool:
+        """Whether it does jobs."""
+        return self.state in (ChildState.IDLE, ChildState.BUSY)
+
+    @property
     def spent(self) -> bool:
         """Whether it has had all the jobs that it may ever have."""
         most = self.group.settings.max_jobs
@@ -411,8 +416,7 @@ class Group:
     @property
     def in_service(self) -> int:
         """How many slots have a child that does jobs."""
-        serving = (ChildState.IDLE, ChildState.BUSY)
-        return sum(slot.child is not None and slot.child.state in serving for slot in self.slots)
+        return sum(slot.child is not None and slot.child.serves for slot in self.slots)
 
     @property
     def cooling(self) -> int:

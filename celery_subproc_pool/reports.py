@@ -23,12 +23,15 @@ def replaced(report: Report, facts: ChildFacts | None) -> None:
         facts: what else is known of the child; None if it never ran.
     """
     child, job = report.child, report.job
+    old = child.slot.child
+    serves_on = old is not None and old is not child and old.worn and old.serves
     tail = " | ".join(facts.stderr) if facts is not None else ""
     logger.warning(
-        "Child %s is replaced: %s%s%s%s",
+        "Child %s is replaced: %s%s%s%s%s",
         _name(child),
         report.reason,
         f"; its job was {job.task_name}[{job.task_id}]" if job is not None else "",
+        f"; pid {old.pid}, which it was to follow, serves on" if old and serves_on else "",
         f"; the next one starts in {report.delay:.1f} s; {_strength(child.group)}"
         if report.delay
         else "",
