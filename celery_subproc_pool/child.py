@@ -45,7 +45,7 @@ class ChildProcess:
         SpawnError: the operating system refused.
     """
 
-    __slots__ = ("_popen", "_rest", "pid", "pidfd", "stderr", "stdin", "stdout")
+    __slots__ = ("_popen", "_rest", "pid", "pidfd", "stderr", "stdin", "stdout", "written")
 
     def __init__(
         self, argv: Sequence[str], env: Mapping[str, str], cwd: str | None, stderr: str
@@ -82,6 +82,8 @@ class ChildProcess:
         self.stderr: int | None = self._popen.stderr.fileno() if self._popen.stderr else None
         #: Readable once the process has ended; None where the system has no such thing.
         self.pidfd: int | None = pidfd(self.pid)
+        #: How many bytes `write` has taken.
+        self.written = 0
         self._rest = memoryview(b"")
         for descriptor in (self.stdin, self.stdout, self.stderr):
             if descriptor is not None:
@@ -103,6 +105,7 @@ class ChildProcess:
         if self._rest:
             # The child answered before it had read the whole request: keep the order.
             self._rest = memoryview(bytes(self._rest) + data)
+            self.written += len(data)
             return True
         try:
             written = os.write(self.stdin, data)
@@ -111,6 +114,7 @@ class ChildProcess:
         except OSError:
             return False
         self._rest = memoryview(data)[written:]
+        self.written += len(data)
         return True
 
     def write_more(self) -> None:
@@ -124,9 +128,10 @@ class ChildProcess:
         except OSError:
             self._rest = memoryview(b"")
 
-    def unread_bytes(self) -> int:
-        """Return how many bytes of what was written nobody has read yet."""
-        return 0 if self.stdin is None else _waiting(self.stdin) + len(self._rest)
+    def read_bytes(self) -> int:
+        """Return how many bytes of what was written were read; all, if that can't be told."""
+        unread = 0 if self.stdin is None else _waiting(self.stdin) + len(self._rest)
+        return self.written - unread
 
     def has_reader(self) -> bool:
         """Return whether somebody has the other end of the child's stdin: the child, or a

@@ -13,7 +13,10 @@ that it works::
                          |         |                        |
                          +---------+---- its successor -----+----> STOPPING --exit--> GONE
 
-A busy child whose successor serves already goes on until its job has ended. A worn child goes on
+A child is BUSY while it has a job in hand, also if it could have more: most have one at a time, and
+those that said so in their handshake up to their `capacity`.
+
+A busy child whose successor serves already goes on until its jobs have ended. A worn child goes on
 serving until its successor is ready, but one that did `max_jobs` jobs: that is a promise.
 
 A child with a handshake has proved itself when it is ready; any other when it has lived for
@@ -27,6 +30,7 @@ import signal
 from collections.abc import Callable, Iterator
 
 from .errors import TransitionError
+from .protocol import Feature, Ready
 from .records import (
     TRANSITIONS,
     Action,
@@ -130,11 +134,17 @@ class Children:
             self._take_into_service(child, now)
         return []
 
-    def ready(self, child: Child, pid: int | None, now: float) -> list[Action]:
+    def ready(self, child: Child, greeting: Ready, pid: int | None, now: float) -> list[Action]:
         """`child` has booted; `pid` is the process that does its work, None if it is unknown."""
         if child.state is ChildState.STOPPING:
             return []
         child.pid = pid or child.pid
+        child.name = greeting.name
+        child.tasks = greeting.tasks or ()
+        child.features = greeting.known_features
+        if Feature.MULTIPLEX in child.features:
+            most = child.group.settings.max_in_flight
+            child.capacity = min(most, greeting.max_in_flight or most)
         child.deadline = None
         child.has_read = True
         return self.prove(child, now)
@@ -157,9 +167,8 @@ class Children:
 
     def _take_into_service(self, child: Child, now: float) -> None:
         self.move(child, ChildState.IDLE)
-        child.group.idle[child] = None
         # Whoever has served before goes first: this one may still be booting.
-        child.group.idle.move_to_end(child, last=False)
+        self._offer(child, last=False)
         max_age = child.group.settings.max_age
         if max_age is not None:
             child.retire_at = now + max_age * child.stamina
@@ -203,6 +212,41 @@ class Children:
         # While a successor boots, a child that does no more jobs is one too few anyway.
         most = max(1, int(len(child.group.slots) * RECYCLED_AT_A_TIME))
         return child.spent or child.group.successors < most
+
+    # -- jobs
+
+    @staticmethod
+    def _offer(child: Child, last: bool) -> None:
+        """Let `child` have another job: the next one, if it is the `last`."""
+        available = child.group.available
+        available[child] = None
+        available.move_to_end(child, last)
+
+    def reserve(self, child: Child, job: Job) -> None:
+        """Let `child`, which is available, have `job`."""
+        if child.state is ChildState.IDLE:
+            self.move(child, ChildState.BUSY)
+        child.jobs[job.task_id] = job
+        job.child = child
+        if child.has_room:
+            # The next job is another child's, if there is one with fewer.
+            self._offer(child, last=False)
+        else:
+            del child.group.available[child]
+
+    def release(self, child: Child, job: Job, now: float) -> list[Action]:
+        """Let a busy child, whose `job` is over, have another, or go if its time has come."""
+        del child.jobs[job.task_id]
+        child.ended.append(job.task_id)
+        serves = child.slot.child is child
+        if not child.jobs:
+            if not serves:
+                return self.stop_gently(child, now)
+            self.move(child, ChildState.RETIRING if child.spent else ChildState.IDLE)
+        if serves and child.has_room:
+            # Last in, first out: the warmest child serves next.
+            self._offer(child, last=not child.jobs)
+        return []
 
     # -- recycling
 
@@ -272,7 +316,9 @@ class Children:
         slot.last_exit = Exit(old.pid, old.worn, now)
         group.replaced[Cause.RECYCLED] += 1
         actions: list[Action] = [Recycled(old, successor)]
-        if old.state is not ChildState.BUSY:
+        if old.jobs:
+            group.available.pop(old, None)
+        else:
             actions += self.stop_gently(old, now)
         return actions
 
@@ -284,18 +330,6 @@ class Children:
             if slot.child.worn:
                 self._worn[slot.child] = None
 
-    def release(self, child: Child, now: float) -> list[Action]:
-        """Let a busy child, whose job is over, be idle, or go if its time has come."""
-        child.job = None
-        if child.slot.child is not child:
-            return self.stop_gently(child, now)
-        if child.spent:
-            self.move(child, ChildState.RETIRING)
-        else:
-            self.move(child, ChildState.IDLE)
-            child.group.idle[child] = None
-        return []
-
     # -- giving up and stopping
 
     def vacate(
@@ -303,7 +337,7 @@ class Children:
         child: Child,
         cause: Cause,
         reason: str,
-        job: Job | None,
+        jobs: tuple[Job, ...],
         now: float,
         state: ChildState = ChildState.STOPPING,
     ) -> list[Action]:
@@ -313,7 +347,7 @@ class Children:
             child: a child that is neither STOPPING nor GONE.
             cause: why, to be counted.
             reason: why, in words.
-            job: what it was doing.
+            jobs: what it had in hand.
             now: the time.
             state: GONE if its process is.
         """
@@ -338,7 +372,7 @@ class Children:
             self._hurry(slot.child, now)
         elif (served or awaited) and cause not in _BLAMELESS and child.jobs_done == 0:
             delay = self._cool(group, slot, now)
-        actions.append(Report(child, reason, job, delay))
+        actions.append(Report(child, reason, jobs, delay))
         return [*actions, *(self._refill(group, slot, now) if served or awaited else ())]
 
     def _hurry(self, successor: Child, now: float) -> None:
@@ -364,7 +398,7 @@ class Children:
         return [CloseStdin(child)]
 
     def _withdraw(self, child: Child, state: ChildState) -> None:
-        child.group.idle.pop(child, None)
+        child.group.available.pop(child, None)
         child.settle_at = child.retire_at = None
         self._worn.pop(child, None)
         self.move(child, state)
@@ -405,7 +439,7 @@ class Children:
             reason = child.reason or (
                 f"it was not ready within {settings.start_timeout:g} s (start_timeout)"
             )
-            actions = self.vacate(child, Cause.NOT_STARTED, reason, None, now)
+            actions = self.vacate(child, Cause.NOT_STARTED, reason, (), now)
             return [self.kill(child, signal.SIGKILL), *actions]
         if child.terminating:
             child.deadline = None
@@ -415,31 +449,39 @@ class Children:
 
     # -- size
 
-    def grow(self, count: int, now: float) -> list[Action]:
-        """Add `count` children to each group without its own size."""
+    def grow(self, limit: int, now: float) -> list[Action]:
+        """Let each group without its own size have the children that `limit` jobs need."""
         actions: list[Action] = []
         for group in self._elastic_groups():
-            for _ in range(count):
+            for _ in range(group.settings.size_for(limit) - len(group.slots)):
                 slot = Slot(max((slot.number for slot in group.slots), default=-1) + 1)
                 group.slots.append(slot)
                 actions += self._refill(group, slot, now)
         return actions
 
-    def can_shrink(self, count: int) -> bool:
-        """Return whether each group without its own size has `count` children to spare."""
-        return all(len(self._spare_slots(group)) >= count for group in self._elastic_groups())
+    def can_shrink(self, limit: int) -> bool:
+        """Return whether `shrink` would find enough children that are not busy."""
+        return all(
+            len(self._spare_slots(group)) >= self._surplus(group, limit)
+            for group in self._elastic_groups()
+        )
 
-    def shrink(self, count: int, now: float) -> list[Action]:
-        """Take `count` children that are not busy from each group without its own size."""
+    def shrink(self, limit: int, now: float) -> list[Action]:
+        """Take children that are not busy from each group without its own size, so that it has
+        as many as `limit` jobs need."""
         actions: list[Action] = []
         for group in self._elastic_groups():
-            for slot in self._spare_slots(group)[::-1][:count]:
+            for slot in self._spare_slots(group)[::-1][: self._surplus(group, limit)]:
                 group.slots.remove(slot)
                 group.successors -= slot.successor is not None
                 for child in (slot.child, slot.successor):
                     if child is not None:
                         actions += self.stop_gently(child, now)
         return actions
+
+    @staticmethod
+    def _surplus(group: Group, limit: int) -> int:
+        return max(0, len(group.slots) - group.settings.size_for(limit))
 
     def _elastic_groups(self) -> list[Group]:
         return [group for group in self.groups.values() if group.settings.size is None]

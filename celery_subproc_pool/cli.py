@@ -65,23 +65,22 @@ def subproc() -> None:
 def check(ctx: click.Context) -> None:
     """Check the setting subproc_pool, and say which children take which tasks."""
     from . import launch
-    from .tasks import bind_tasks, needs_python_children, tasks_without_children
+    from .routes import Routes
 
     app = ctx.obj.app
     try:
         settings = config.load(app.conf.get(config.ROOT))
         app.loader.import_default_modules()
         app.finalize()
-        groups = bind_tasks(app, settings)
-        python = needs_python_children(app, settings, groups)
-        if python:
+        routes = Routes(app, settings)
+        if routes.need_python_children:
             launch.check_executable(settings.python)
     except ConfigError as exc:
         raise click.ClickException(str(exc)) from None
     for name, child in settings.children.items():
-        _show(name, child.command, child.size, banner.external_tasks(name, child, groups))
-    if python:
-        tasks = tasks_without_children(app, groups) or ["whatever comes"]
+        _show(name, child.command, child.size, banner.external_tasks(name, child, routes.external))
+    if routes.need_python_children:
+        tasks = routes.without or ["whatever comes"]
         _show(config.PYTHON, launch.command(settings.python), settings.python.size, tasks)
     else:
         click.echo(f"{config.PYTHON}: no child, for there is no task for one")

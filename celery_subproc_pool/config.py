@@ -66,7 +66,7 @@ class CommonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     env: dict[str, str] = {}
     #: Working directory; None is the worker's.
     cwd: str | None = None
-    #: Number of children; None is the worker's concurrency.
+    #: Number of children; None is as many as the worker's concurrency needs.
     size: Count | None = None
     #: Seconds that a child may take to boot: until it says that it is ready, if it does that; if
     #: not, and its first job should have been done by then, until it reads that.
@@ -116,10 +116,22 @@ class ChildSettings(CommonSettings, frozen=True, forbid_unknown_fields=True, kw_
     #: Signal that tells the child of a soft time limit (``"SIGUSR1"``); None tells it nothing.
     soft_timeout_signal: str | None = None
 
+    #: How many jobs a child that announces `multiplex` has at a time, at most.
+    max_in_flight: Count = 1
+    #: Seconds after which a job has reached its limit if its child has told nothing of it; None is
+    #: without end.
+    inactivity_timeout: Positive | None = None
+    #: Seconds that a child, which announces `cancel`, has to end a job when it was told to.
+    cancel_grace: Positive = 5.0
+
     @property
     def command(self) -> tuple[str, ...]:
         """The program and its arguments, split."""
         return _words(self.argv)
+
+    def size_for(self, limit: int) -> int:
+        """Return how many children a worker that does `limit` jobs at a time has of the group."""
+        return -(-limit // self.max_in_flight) if self.size is None else self.size
 
     def takes(self, task_name: str) -> bool:
         """Return whether a name or pattern of `tasks` matches `task_name`."""
@@ -168,10 +180,6 @@ class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     children: dict[str, ChildSettings] = {}
     python: PythonSettings = PythonSettings()
-
-    def group_for(self, task_name: str) -> str | None:
-        """Return the name of the first group that takes `task_name`, or None."""
-        return next((name for name, child in self.children.items() if child.takes(task_name)), None)
 
 
 def with_limits(
@@ -269,6 +277,12 @@ def _child(path: str, value: Any, environ: Mapping[str, str]) -> ChildSettings:
     _check_directory(path, child.cwd)
     _check_program(f"{path}.argv", command[0], child.cwd, child.env, environ)
     _check_stderr(path, child.stderr)
+    if child.max_in_flight > 1 and not child.handshake:
+        raise ConfigError(
+            f"{path}.max_in_flight: expected 1 where handshake is not set, got"
+            f" {child.max_in_flight}; only a child that announces 'multiplex' in its handshake can"
+            " have several jobs at a time"
+        )
     name = child.soft_timeout_signal
     if name is not None and name not in signal.Signals.__members__:
         raise ConfigError(

@@ -23,8 +23,8 @@ class ChildEvents:
     """Sends ``subproc-child-started``, ``-replaced`` and ``-recycled``.
 
     Each has the ``group``, ``slot`` and ``pid`` of the child, and the ``worker_pid``; the last two
-    have the ``reason``, ``-replaced`` also the ``uuid`` of the job that it had or None, and
-    ``-recycled`` the ``successor``, a pid.
+    have the ``reason``, ``-replaced`` also the ``uuids`` of the jobs that it had
+    and the first one as ``uuid`` (or None), and ``-recycled`` the ``successor``, a pid.
     """
 
     def __init__(self) -> None:
@@ -69,8 +69,10 @@ def _event(change: Change) -> tuple[str, dict[str, Any]]:
         more = {"reason": change.child.worn, "successor": change.successor.pid}
         return "subproc-child-recycled", fields | more
     if isinstance(change, Report):
-        uuid = None if change.job is None else change.job.task_id
-        return "subproc-child-replaced", fields | {"reason": change.reason, "uuid": uuid}
+        uuids = [job.task_id for job in change.jobs]
+        uuid = uuids[0] if uuids else None
+        about = {"reason": change.reason, "uuid": uuid, "uuids": uuids}
+        return "subproc-child-replaced", fields | about
     return "subproc-child-started", fields
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from .records import Child, Exit, Group, JobState, Slot
+from .records import Child, Exit, Group, Job, JobState, Slot
 
 __all__ = ("group_facts", "rows")
 
@@ -66,7 +66,8 @@ def rows(
 
     Returns:
         In the order of groups and slots. ``age`` is in seconds, ``rss`` in bytes; ``task`` is None
-        or the ``name``, ``id`` and ``seconds`` of the job that it has; ``last_exit`` is None or the
+        or the ``name``, ``id`` and ``seconds`` of the job that it has, the first of as many as are
+        ``in_flight``; ``name`` is what it calls itself, or None; ``last_exit`` is None or the
         ``pid`` of the last child of the slot that was given up, how many ``seconds`` ago, and the
         ``reason``.
     """
@@ -93,6 +94,7 @@ def _row(
     row: dict[str, Any] = {"group": group.name, "slot": slot.number}
     if child is None:
         row |= {"pid": None, "state": "cooling", "age": None, "jobs": 0, "rss": 0, "task": None}
+        row |= {"in_flight": 0, "name": None}
     else:
         row |= {
             "pid": child.pid,
@@ -101,17 +103,24 @@ def _row(
             "jobs": child.jobs_done,
             "rss": memory_of(child),
             "task": _task(child, now),
+            "in_flight": len(_held(child)),
+            "name": child.name,
         }
     return row | {"last_exit": _exit(slot.last_exit, now)}
 
 
 def _task(child: Child, now: float) -> dict[str, Any] | None:
-    job = child.job
+    job = next(iter(_held(child)), None)
     if job is None:
         return None
     # While its tracer prepares the request, the child has not begun it.
     seconds = now - job.begun_at if job.state is JobState.SENT else 0.0
     return {"name": job.task_name, "id": job.task_id, "seconds": round(seconds, 3)}
+
+
+def _held(child: Child) -> list[Job]:
+    """Return what `child` has in hand: also what it has still to end."""
+    return [job for job in child.jobs.values() if child.serves or job.state is JobState.SENT]
 
 
 def _exit(last: Exit | None, now: float) -> dict[str, Any] | None:

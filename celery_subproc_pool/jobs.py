@@ -65,6 +65,7 @@ class PoolJob(Job):
         "_arguments",
         "_asked",
         "_owner",
+        "_progress",
         "_target",
         "callbacks",
         "ending",
@@ -97,6 +98,8 @@ class PoolJob(Job):
         self._arguments = arguments
         self._asked = False
         self._answer: Reply | BaseException | None = None
+        #: The latest that the tracing thread has not seen.
+        self._progress: dict[str, Any] | None = None
         # A bare lock: the cheapest way to wait for another thread.
         self._answered = threading.Lock()
         self._answered.acquire()
@@ -112,10 +115,22 @@ class PoolJob(Job):
     def answer(self, answer: Reply | BaseException) -> None:
         """Let the tracing thread, now or when it asks, have `answer`, or raise it."""
         self._answer = answer
-        self._answered.release()
+        self._wake()
 
-    def exchange(self, line: bytes) -> Reply:
-        """Give the request `line` to the child, and return its reply. For the tracing thread.
+    def progress(self, meta: dict[str, Any]) -> None:
+        """Let the tracing thread store `meta`, unless something newer comes before it can."""
+        self._progress = meta
+        self._wake()
+
+    def _wake(self) -> None:
+        # If it is not locked, the thread was woken and has not looked yet. Only one thread wakes
+        # it: that which turns the engine.
+        if self._answered.locked():
+            self._answered.release()
+
+    def exchange(self, line: bytes, on_progress: Callable[[dict[str, Any]], None]) -> Reply:
+        """Give the request `line` to the child, and return its reply; call `on_progress` with the
+        latest that it told of its progress. For the tracing thread.
 
         Raises:
             ProtocolFault: the child broke the protocol.
@@ -129,11 +144,15 @@ class PoolJob(Job):
             )
         self._asked = True
         self._owner.provide(self, line)
-        self._answered.acquire()
-        if isinstance(self._answer, BaseException):
-            raise self._answer
-        assert self._answer is not None
-        return self._answer
+        while True:
+            self._answered.acquire()
+            if isinstance(self._answer, BaseException):
+                raise self._answer
+            if self._answer is not None:
+                return self._answer
+            meta, self._progress = self._progress, None
+            if meta is not None:
+                on_progress(meta)
 
     def trace(self) -> Callable[[], None] | None:
         """Run Celery's tracer, which stores the result. Called in a tracing thread.

@@ -38,7 +38,7 @@ from .errors import ConfigError
 from .messages import recipe_of
 from .protocol import Boot
 from .records import Group
-from .tasks import needs_python_children
+from .routes import Routes
 from .withheld import withheld
 
 __all__ = ("boot_line", "check_executable", "command", "command_of", "groups")
@@ -65,7 +65,7 @@ print(json.dumps([list(sys.version_info[:2]), missing]))
 def groups(
     app: Celery,
     settings: PoolSettings,
-    taken: Mapping[str, str],
+    routes: Routes,
     hostname: str,
     limit: int,
     max_jobs: int | None = None,
@@ -76,7 +76,7 @@ def groups(
     Arguments:
         app: the worker's app.
         settings: the pool's settings.
-        taken: the external groups of the tasks that have one.
+        routes: which group takes which task.
         hostname: the worker's node name.
         limit: the worker's concurrency.
         max_jobs: jobs for each child where its group says nothing; None is no limit.
@@ -87,15 +87,15 @@ def groups(
     """
 
     def group(name: str, child: ChildSettings, **more: Any) -> Group:
-        size = limit if child.size is None else child.size
+        size = child.size_for(limit)
         return Group(name, with_limits(child, max_jobs, max_memory), size, **more)
 
     hidden = withheld(app, os.environ) if settings.children else frozenset()
     found = {name: group(name, each, withheld=hidden) for name, each in settings.children.items()}
-    if needs_python_children(app, settings, taken):
+    if routes.need_python_children:
         check_executable(settings.python)
         child = settings.python.as_child(command(settings.python))
-        boot = boot_line(app, settings.python, hostname, taken)
+        boot = boot_line(app, settings.python, hostname, routes.external)
         found[PYTHON] = group(PYTHON, child, boot=boot, decode=protocol.decode_traced)
     return found
 

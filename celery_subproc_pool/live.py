@@ -15,11 +15,25 @@ import msgspec
 
 from .child import ChildProcess
 from .errors import ProtocolFault
-from .protocol import Fatal, LineBuffer, Ready, Reply, decode_greeting, printable
-from .records import Child, ChildState
+from .protocol import Fatal, LineBuffer, Log, Message, Ready, decode_greeting, printable
+from .records import Child, ChildState, Job
 from .stderr import StderrLines
 
 __all__ = ("ChildFacts", "LiveChild")
+
+
+#: The levels of a child's log, by the names that programs of many languages have for them.
+_LEVELS = {
+    "trace": logging.DEBUG,
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "notice": logging.INFO,
+    "warn": logging.WARNING,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "critical": logging.CRITICAL,
+    "fatal": logging.CRITICAL,
+}
 
 
 class ChildFacts(msgspec.Struct, frozen=True):
@@ -68,8 +82,8 @@ class LiveChild:
         self._stderr = StderrLines()
         self._logger = logging.getLogger(f"celery_subproc_pool.child.{child.group.name}")
 
-    def messages(self, data: bytes) -> Iterator[Reply | Ready | Fatal]:
-        """Yield what `data`, from its stdout, completes: replies, or what it says of its boot.
+    def messages(self, data: bytes) -> Iterator[Message | Ready | Fatal]:
+        """Yield what `data`, from its stdout, completes: messages, or what it says of its boot.
 
         Raises:
             ProtocolFault: where one is expected, something else stands.
@@ -89,6 +103,10 @@ class LiveChild:
                 f"a line longer than max_message_bytes ({self._lines.max_bytes}), which begins"
                 f" {self._lines.overlong!r}"
             )
+
+    def take_open_line(self) -> bytes:
+        """Return what has come of a line that it has not ended, and forget it."""
+        return self._lines.take_open()
 
     def read_stderr(self) -> bool:
         """Log what stands in its stderr now. Return whether more can come."""
@@ -124,16 +142,34 @@ class LiveChild:
         else:
             self._log(lines)
 
+    def log(self, record: Log, job: Job | None) -> None:
+        """Log what the child asked for, about `job` or none that it has in hand."""
+        level = _LEVELS.get((record.level or "").lower(), logging.INFO)
+        self._emit(level, printable(record.message), job, record.id)
+
     def _log(self, lines: list[str]) -> None:
-        child = self.child
-        job = child.job
-        doing = f" {job.task_name}[{job.task_id}]" if job is not None else ""
+        jobs = self.child.jobs
+        # Of several, nobody knows which one it is about.
+        job = next(iter(jobs.values())) if len(jobs) == 1 else None
         for line in lines:
-            self._logger.info(
-                "[%s#%d pid %d%s] %s",
-                child.group.name,
-                child.slot.number,
-                self.process.pid,
-                doing,
-                line,
-            )
+            self._emit(logging.INFO, line, job, None)
+
+    def _emit(self, level: int, text: str, job: Job | None, task_id: str | None) -> None:
+        child = self.child
+        about, fields = "", {}
+        if job is not None:
+            about = f" {job.title}"
+            fields = {"task_id": job.task_id, "task_name": job.task_name}
+        elif task_id is not None:
+            about = f" [{printable(task_id)}]"
+            fields = {"task_id": task_id}
+        self._logger.log(
+            level,
+            "[%s#%d pid %d%s] %s",
+            child.group.name,
+            child.slot.number,
+            self.process.pid,
+            about,
+            text,
+            extra=fields,
+        )

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from billiard.einfo import ExceptionInfo
+from billiard.exceptions import SoftTimeLimitExceeded, WorkerLostError
 from billiard.exceptions import Terminated as BilliardTerminated
-from billiard.exceptions import WorkerLostError
 from celery import Task
 from celery.exceptions import Ignore, Reject
 
@@ -31,7 +31,12 @@ __all__ = (
 THROTTLES_HEADER = "subproc_throttles"
 
 
-def conclude(task: Task, reply: protocol.Reply, throttle_max_retries: int | None) -> Any:
+def conclude(
+    task: Task,
+    reply: protocol.Reply,
+    throttle_max_retries: int | None,
+    over: float | None = None,
+) -> Any:
     """Return the result that `reply` stands for, or raise what it stands for.
 
     Called in the tracing thread of `task`, whose request is the current one.
@@ -40,8 +45,10 @@ def conclude(task: Task, reply: protocol.Reply, throttle_max_retries: int | None
         task: the task.
         reply: what the child answered.
         throttle_max_retries: how often it may be throttled; None is without end.
+        over: the soft time limit, in seconds, that the child was told is over; None is none.
 
     Raises:
+        SoftTimeLimitExceeded: for `error`, if the soft time limit is over.
         ChildTaskError: for `error`, and for `retry` once `max_retries` is used up.
         celery.exceptions.Retry: for `throttled` and `retry`.
         celery.exceptions.MaxRetriesExceededError: throttled more than `throttle_max_retries`.
@@ -52,7 +59,10 @@ def conclude(task: Task, reply: protocol.Reply, throttle_max_retries: int | None
         return reply.result
     if isinstance(reply, protocol.Error):
         message = protocol.DEFAULT_ERROR_MESSAGE if reply.message is None else reply.message
-        raise ChildTaskError(message, reply.type, reply.traceback)
+        error = ChildTaskError(message, reply.type, reply.traceback)
+        if over is not None:
+            raise SoftTimeLimitExceeded(over) from error
+        raise error
     if isinstance(reply, protocol.Throttled):
         _throttle(task, reply, throttle_max_retries)
     if isinstance(reply, protocol.Retry):

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 from billiard.einfo import ExceptionInfo
+from billiard.exceptions import SoftTimeLimitExceeded
 from celery import signals as celery_signals
 from celery.concurrency.base import BasePool
 from celery.exceptions import WorkerShutdown
@@ -31,10 +32,23 @@ from .errors import ConfigError, JobAbandoned, PoisonousTaskError, SpawnError
 from .events import ChildEvents
 from .jobs import Callbacks, PoolJob
 from .live import ChildFacts
-from .records import Answered, Change, Child, Faulted, Group, Lost, Outcome, Terminated, TimedOut
+from .protocol import CancelReason
+from .records import (
+    Answered,
+    Change,
+    Child,
+    Faulted,
+    Group,
+    Lost,
+    Outcome,
+    SoftTimedOut,
+    Started,
+    Terminated,
+    TimedOut,
+)
+from .routes import Routes
 from .scheduler import Scheduler
 from .supervisor import Supervisor
-from .tasks import bind_task, bind_tasks, refuse_task
 from .tracing import TracingThreads
 
 __all__ = ("Pool",)
@@ -64,13 +78,11 @@ class Pool(BasePool, control.Controlled):
         super().__init__(*args, **kwargs)
         try:
             self._settings = config.load(self.app.conf.get(config.ROOT))
-            self._group_of = bind_tasks(self.app, self._settings)
+            self._routes = Routes(self.app, self._settings)
         except ConfigError as exc:
             if click.get_current_context(silent=True) is not None:
                 raise click.ClickException(str(exc)) from None
             raise
-        #: The group of each task that has come so far; None for the worker itself.
-        self._routes: dict[str, str | None] = {}
         self._semaphore = self.options.get("semaphore")
         #: Not over yet. This keeps them alive: Celery does not.
         self._jobs: set[PoolJob] = set()
@@ -86,7 +98,11 @@ class Pool(BasePool, control.Controlled):
         self._slot_freed = threading.Condition()
         #: Groups whose children can't be told of soft limits, once the log has been told.
         self._soft_limits_warned: set[str] = set()
+        #: Groups whose children have fewer jobs at a time than they may, once the log was told.
+        self._narrow_groups: set[str] = set()
         self._events = ChildEvents()
+        #: Celery's, once the worker is ready.
+        self._consumer: Any = None
         celery_signals.worker_ready.connect(self._on_worker_ready)
 
     # -- life
@@ -101,7 +117,7 @@ class Pool(BasePool, control.Controlled):
             groups = launch.groups(
                 self.app,
                 self._settings,
-                self._group_of,
+                self._routes,
                 self._hostname,
                 self.limit,
                 self.options.get("maxtasksperchild"),
@@ -136,11 +152,12 @@ class Pool(BasePool, control.Controlled):
     def _describe(self, group: Group) -> str:
         tasks: Iterable[str] = ["all others"]
         if group.name in self._settings.children:
-            tasks = banner.external_tasks(group.name, group.settings, self._group_of)
+            tasks = banner.external_tasks(group.name, group.settings, self._routes.external)
         return banner.describe(group.name, group.settings.command, f"{len(group.slots)}", tasks)
 
     def _on_worker_ready(self, sender: Any, **_: Any) -> None:
         if sender.pool is self:
+            self._consumer = sender
             self._events.attach(sender)
 
     def did_start_ok(self) -> bool:
@@ -247,7 +264,7 @@ class Pool(BasePool, control.Controlled):
         if self._state != self.RUN or supervisor is None:
             return None
         name, task_id = args[0], args[1]
-        group = self._routes[name] if name in self._routes else self._route(name)
+        group = self._routes.find(name, config.PYTHON in supervisor.scheduler.groups)
         callbacks = Callbacks(accept_callback, callback, error_callback, timeout_callback)
         job = PoolJob(self, group, target, args, callbacks, traced_here=group != config.PYTHON)
         if group is not None:
@@ -270,18 +287,6 @@ class Pool(BasePool, control.Controlled):
         supervisor.post(supervisor.scheduler.submit, job)
         return job
 
-    def _route(self, name: str) -> str | None:
-        """Find the group of a task that comes for the first time; None for the worker itself,
-        which runs Celery's own tasks if it has no Python children."""
-        task = self.app.tasks[name]
-        group = bind_task(task, self._settings)
-        if group is None and config.PYTHON in self._engine.scheduler.groups:
-            group = config.PYTHON
-        elif group is None and not name.startswith(config.CELERY_PREFIX):
-            refuse_task(task)
-        self._routes[name] = group
-        return group
-
     def terminate_job(self, pid: int, signal: int | str | None = None) -> None:
         """Do nothing: a pid does not tell which job is meant. Never raises.
 
@@ -302,8 +307,11 @@ class Pool(BasePool, control.Controlled):
         supervisor = self._supervisor
         number = signals.signum(signum or "SIGTERM")
         if supervisor is not None:
+            # In a cold shutdown, Celery cancels all jobs first.
+            stops = state.should_terminate not in (None, False)
+            reason = CancelReason.SHUTDOWN if stops else CancelReason.REVOKED
             for job in jobs:
-                supervisor.terminate(job, number)
+                supervisor.terminate(job, number, reason)
 
     def provide(self, job: PoolJob, line: bytes) -> None:
         """`job` has its request line."""
@@ -351,14 +359,43 @@ class Pool(BasePool, control.Controlled):
             job.answer(result.reply)
         elif job.traced_here and isinstance(result, Faulted):
             job.answer(outcome.protocol_fault(result.reason, facts))
+        elif job.traced_here and isinstance(result, SoftTimedOut):
+            job.answer(SoftTimeLimitExceeded(result.seconds))
         else:
             # The tracing thread, wherever it is, must not report a second end.
             job.answer(JobAbandoned())
             self._conclude(job, self._report_end, job, result, facts)
 
+    def progressed(self, job: PoolJob, meta: dict[str, Any]) -> None:
+        """The child of `job` told how far it is."""
+        job.progress(meta)
+
     def child_changed(self, change: Change) -> None:
         """A child came into service, or another has replaced it."""
+        if isinstance(change, Started) and change.child.group.settings.handshake:
+            self._greet(change.child)
         self._events.send(change)
+
+    def _greet(self, child: Child) -> None:
+        """Act on what `child` said in its handshake."""
+        group = child.group
+        new = self._routes.announce(group.name, child.tasks) if child.tasks else []
+        if new:
+            logger.info("The children of %s announce the tasks %s", group.name, ", ".join(new))
+            if self._consumer is not None:
+                self._consumer.update_strategies()
+        if child.capacity < group.settings.max_in_flight and group.name not in self._narrow_groups:
+            self._narrow_groups.add(group.name)
+            logger.warning(
+                "The children of the group %s take %d jobs at a time (features %s), though"
+                " %s.children.%s.max_in_flight is %d. This is said once",
+                group.name,
+                child.capacity,
+                ", ".join(sorted(each.value for each in child.features)) or "none",
+                config.ROOT,
+                group.name,
+                group.settings.max_in_flight,
+            )
 
     def _conclude(self, job: PoolJob, report: Callable[..., None], *arguments: Any) -> None:
         """Tell Celery how `job` ended, and let the next one have its place."""
@@ -379,8 +416,8 @@ class Pool(BasePool, control.Controlled):
             self._soft_limits_warned.add(job.group)
             logger.warning(
                 "The children of the group %s can't be told of soft time limits, and go on: set"
-                " %s.children.%s.soft_timeout_signal if they know what to do with a signal."
-                " This is said once",
+                " %s.children.%s.soft_timeout_signal if they know what to do with a signal, or let"
+                " them announce 'cancel' in a handshake. This is said once",
                 job.group,
                 config.ROOT,
                 job.group,
@@ -398,6 +435,12 @@ class Pool(BasePool, control.Controlled):
                 end = messages.End(True, outcome.exception_info(exc))
             (callbacks.error_callback if end.escaped else callbacks.callback)(end.result)
         elif isinstance(result, TimedOut):
+            if result.silent:
+                logger.warning(
+                    "The child of %s told nothing of it for %g s (inactivity_timeout)",
+                    job.title,
+                    result.seconds,
+                )
             report_hard_timeout(job, result.seconds)
         elif isinstance(result, Faulted):
             error: Exception = outcome.protocol_fault(result.reason, facts)
@@ -457,10 +500,9 @@ class Pool(BasePool, control.Controlled):
 
     def _load_tasks_anew(self, python: Group) -> None:
         """Let the next children know the tasks that the worker knows by now."""
-        self._group_of = bind_tasks(self.app, self._settings)
-        self._routes.clear()
+        self._routes.renew()
         python.boot = launch.boot_line(
-            self.app, self._settings.python, self._hostname, self._group_of
+            self.app, self._settings.python, self._hostname, self._routes.external
         )
 
     # -- size

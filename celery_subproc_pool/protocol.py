@@ -7,6 +7,7 @@ The rules are those of ``docs/protocol.md``.
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
@@ -20,11 +21,16 @@ __all__ = (
     "DEFAULT_RETRY_AFTER",
     "PROTOCOL",
     "Boot",
+    "CancelReason",
     "Error",
     "Fatal",
+    "Feature",
     "Ignore",
     "LineBuffer",
+    "Log",
+    "Message",
     "Ok",
+    "Progress",
     "Raised",
     "Ready",
     "Reject",
@@ -40,6 +46,7 @@ __all__ = (
     "decode_request",
     "decode_traced",
     "encode",
+    "encode_cancel",
     "encode_request",
     "printable",
     "quote",
@@ -60,6 +67,7 @@ PROTOCOL = 1
 #: A hundred years: what lies beyond is no countdown, and overflows dates.
 _MAX_SECONDS = 100 * 365 * 86400.0
 
+TaskName = Annotated[str, msgspec.Meta(min_length=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=_MAX_SECONDS)]
 
 
@@ -141,6 +149,42 @@ class Traced(Reply, tag="traced", frozen=True, kw_only=True, omit_defaults=True)
     escaped: bool = False
 
 
+class Feature(enum.Enum):
+    """What a child may announce, beyond the core of the protocol."""
+
+    #: It sends `Progress`, or `Log`.
+    PROGRESS = "progress"
+    LOG = "log"
+    #: It can be told to end a job.
+    CANCEL = "cancel"
+    #: It can have several jobs at a time, and answers in any order.
+    MULTIPLEX = "multiplex"
+
+
+class CancelReason(enum.Enum):
+    """Why a child is told to end a job."""
+
+    SOFT_TIME_LIMIT = "soft_time_limit"
+    TIME_LIMIT = "time_limit"
+    REVOKED = "revoked"
+    SHUTDOWN = "shutdown"
+
+
+class Progress(msgspec.Struct, tag_field="status", tag="progress", frozen=True, kw_only=True):
+    """How far a job is."""
+
+    id: str | None = None
+    meta: dict[str, Any] = {}
+
+
+class Log(msgspec.Struct, tag_field="status", tag="log", frozen=True, kw_only=True):
+    """Something for the worker's log, about the job `id` or none."""
+
+    id: str | None = None
+    level: str | None = None
+    message: str = ""
+
+
 class Ready(msgspec.Struct, tag_field="status", tag="ready", frozen=True, kw_only=True):
     """A child with a handshake has booted."""
 
@@ -148,6 +192,19 @@ class Ready(msgspec.Struct, tag_field="status", tag="ready", frozen=True, kw_onl
     #: The process that does the work, if it knows; under a wrapper it may be another than the
     #: one that the pool started.
     pid: int | None = None
+    #: What it calls itself.
+    name: str | None = None
+    #: The names of tasks that it does.
+    tasks: tuple[TaskName, ...] | None = None
+    #: Names of `Feature`, and of others, which came after this pool.
+    features: tuple[str, ...] | None = None
+    #: How many jobs it can have at a time, if it can `multiplex`; None: as many as it gets.
+    max_in_flight: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+    @property
+    def known_features(self) -> frozenset[Feature]:
+        """The features that this pool knows too."""
+        return frozenset(each for each in Feature if each.value in (self.features or ()))
 
 
 class Fatal(msgspec.Struct, tag_field="status", tag="fatal", frozen=True, kw_only=True):
@@ -207,27 +264,31 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True):
     payload: TaskMessage
 
 
+#: What a child that has booted may write: its final replies, and what it says beside.
+Message = Reply | Progress | Log
+
 _Message = TypeVar("_Message")
 
 _boots: msgspec.json.Decoder[Boot] = msgspec.json.Decoder(Boot)
 _requests: msgspec.json.Decoder[TaskRequest] = msgspec.json.Decoder(TaskRequest)
 
-_replies: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(
-    Ok | Error | Throttled | Retry | Reject | Ignore
+_replies: msgspec.json.Decoder[Message] = msgspec.json.Decoder(
+    Ok | Error | Throttled | Retry | Reject | Ignore | Progress | Log
 )
 _traced: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Traced)
 _greetings: msgspec.json.Decoder[Ready | Fatal] = msgspec.json.Decoder(Ready | Fatal)
 _encoder = msgspec.json.Encoder()
 
 
-def decode_reply(line: bytes) -> Reply:
+def decode_reply(line: bytes) -> Message:
     """Decode one line of an external child's stdout.
 
     Arguments:
         line: the line's bytes, without the newline.
 
     Returns:
-        The reply: one of the six kinds.
+        A final reply, one of the six kinds; or, of a child that has announced such, what it says
+        beside.
 
     Raises:
         ProtocolFault: the line is no reply; the message says why and quotes its start.
@@ -351,6 +412,11 @@ def encode_request(task_id: str, payload: Mapping[str, Any]) -> bytes:
         return encode({"id": task_id, "payload": payload})
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as exc:
         raise RequestEncodeError(_blame(payload, exc)) from exc
+
+
+def encode_cancel(task_id: str, reason: CancelReason) -> bytes:
+    """Encode as a line that the child is to end the job `task_id`."""
+    return encode({"id": task_id, "cancel": reason})
 
 
 def _blame(payload: Mapping[str, Any], error: Exception) -> str:

@@ -9,17 +9,19 @@ import enum
 import signal
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
 from .config import ChildSettings
-from .protocol import Reply, decode_reply
+from .protocol import CancelReason, Feature, Log, Message, Reply, decode_reply
 
 __all__ = (
     "TRANSITIONS",
     "Accept",
     "Action",
     "Answered",
+    "Cancel",
     "Cause",
     "Change",
     "Child",
@@ -35,14 +37,17 @@ __all__ = (
     "Job",
     "JobState",
     "Kill",
+    "Logged",
     "Lost",
     "Measure",
     "Outcome",
     "Probe",
+    "Progressed",
     "Recycled",
     "Report",
     "Settle",
     "Slot",
+    "SoftTimedOut",
     "SoftTimeout",
     "Spawn",
     "Started",
@@ -55,6 +60,9 @@ __all__ = (
 
 #: Of how many jobs of a group it is remembered how long they took.
 TIMES_REMEMBERED = 1000
+
+#: How many ids of a child's last jobs are remembered, to say what a stray message is about.
+IDS_REMEMBERED = 100
 
 
 def describe_exit(status: int, killed: bool = False) -> str:
@@ -150,6 +158,14 @@ class TimedOut(msgspec.Struct, frozen=True):
     """The job's hard time limit of `seconds` was over."""
 
     seconds: float
+    #: Whether the limit was that of its silence (`inactivity_timeout`).
+    silent: bool = False
+
+
+class SoftTimedOut(msgspec.Struct, frozen=True):
+    """The job's child was told that the soft limit of `seconds` is over, and did not end it."""
+
+    seconds: float
 
 
 class Terminated(msgspec.Struct, frozen=True):
@@ -162,7 +178,7 @@ class Dropped(msgspec.Struct, frozen=True):
     """The job had not been accepted and will not be: its message is still the broker's."""
 
 
-Outcome = Answered | Faulted | Lost | TimedOut | Terminated | Dropped
+Outcome = Answered | Faulted | Lost | TimedOut | SoftTimedOut | Terminated | Dropped
 
 
 class Job:
@@ -183,13 +199,17 @@ class Job:
         "__weakref__",
         "accepted",
         "begun_at",
+        "cancelled",
         "child",
         "deadline",
         "group",
+        "kill_at",
         "losses",
         "number",
+        "offset",
         "request",
         "retries",
+        "silence_deadline",
         "soft_deadline",
         "soft_timeout",
         "state",
@@ -229,25 +249,42 @@ class Job:
         self.begun_at = 0.0
         #: Children that ended before they had read its request.
         self.losses = 0
+        #: Where its request begins in all that was written to its child, in bytes.
+        self.offset = 0
+        #: When its hard and its soft limit are over, and when it will have been silent for too
+        #: long.
         self.deadline: float | None = None
         self.soft_deadline: float | None = None
+        self.silence_deadline: float | None = None
+        #: Why its child is to end it, and when that costs the child its life.
+        self.cancelled: CancelReason | None = None
+        self.kill_at: float | None = None
 
     def __repr__(self) -> str:
         return f"<Job {self.task_name}[{self.task_id}] {self.state.value}>"
+
+    @property
+    def title(self) -> str:
+        """Its task and id, in Celery's form."""
+        return f"{self.task_name}[{self.task_id}]"
 
 
 class Child:
     """What the scheduler knows of one child process."""
 
     __slots__ = (
+        "capacity",
         "deadline",
+        "ended",
         "enough_jobs",
+        "features",
         "group",
         "has_read",
-        "job",
+        "jobs",
         "jobs_begun",
         "jobs_done",
         "killed",
+        "name",
         "number",
         "pid",
         "proven",
@@ -259,6 +296,7 @@ class Child:
         "stamina",
         "state",
         "still_boots",
+        "tasks",
         "terminating",
         "worn",
     )
@@ -271,7 +309,17 @@ class Child:
         self.state = ChildState.STARTING
         #: The process that does the work; under a wrapper maybe not the one that was started.
         self.pid: int | None = None
-        self.job: Job | None = None
+        #: What it calls itself, and the tasks and features that it has announced.
+        self.name: str | None = None
+        self.tasks: tuple[str, ...] = ()
+        self.features: frozenset[Feature] = frozenset()
+        #: How many jobs it can have at a time.
+        self.capacity = 1
+        #: What it has in hand, by the jobs' ids, in order: reserved, sent, or closed before it
+        #: has answered.
+        self.jobs: dict[str, Job] = {}
+        #: The ids of its last jobs that are over.
+        self.ended: deque[str] = deque(maxlen=IDS_REMEMBERED)
         self.jobs_begun = self.jobs_done = 0
         self.spawned_at = 0.0
         #: Whether it has shown that it can start.
@@ -307,9 +355,29 @@ class Child:
 
     @property
     def spent(self) -> bool:
-        """Whether it has had all the jobs that it may ever have."""
+        """Whether it has had all the jobs that it may ever have, or is about to."""
         most = self.group.settings.max_jobs
-        return most is not None and self.jobs_begun >= most
+        if most is None:
+            return False
+        reserved = sum(job.state is JobState.RESERVED for job in self.jobs.values())
+        return self.jobs_begun + reserved >= most
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it can have one more job."""
+        return len(self.jobs) < self.capacity and not self.spent
+
+    @property
+    def may_speak(self) -> bool:
+        """Whether something that it writes now may be in order."""
+        return Feature.LOG in self.features or any(
+            job.state is not JobState.RESERVED for job in self.jobs.values()
+        )
+
+    @property
+    def cancels(self) -> bool:
+        """Whether it can be told to end a job."""
+        return Feature.CANCEL in self.features
 
     def __repr__(self) -> str:
         return f"<Child {self.group.name}#{self.slot.number} pid {self.pid} {self.state.value}>"
@@ -354,13 +422,13 @@ class Group:
     """
 
     __slots__ = (
+        "available",
         "boot",
         "came_up",
         "children",
         "decode",
         "degraded",
         "failure",
-        "idle",
         "jobs_done",
         "last_words",
         "name",
@@ -381,7 +449,7 @@ class Group:
         settings: ChildSettings,
         size: int,
         boot: bytes = b"",
-        decode: Callable[[bytes], Reply] = decode_reply,
+        decode: Callable[[bytes], Message] = decode_reply,
         withheld: frozenset[str] = frozenset(),
     ) -> None:
         self.name = name
@@ -409,8 +477,8 @@ class Group:
         self.slots = [Slot(number) for number in range(size)]
         #: All that are not gone yet, those that are being stopped included.
         self.children: dict[int, Child] = {}
-        #: Last in, first out: the warmest child serves next. An ordered set.
-        self.idle: OrderedDict[Child, None] = OrderedDict()
+        #: Children that can have one more job: the next one takes it from the end. An ordered set.
+        self.available: OrderedDict[Child, None] = OrderedDict()
         self.waiting: deque[Job] = deque()
 
     @property
@@ -439,7 +507,8 @@ class Accept(msgspec.Struct, frozen=True):
 
 
 class Write(msgspec.Struct, frozen=True):
-    """Write the request of `job` to `child`; answer with `unwritten` if no byte could be."""
+    """Write the request of `job` to `child`; answer with `written`, or `unwritten` if no byte
+    could be."""
 
     child: Child
     job: Job
@@ -460,12 +529,35 @@ class Finished(msgspec.Struct, frozen=True):
 
 
 class SoftTimeout(msgspec.Struct, frozen=True):
-    """The soft limit of `job` is over: tell Celery, and the child as its settings say."""
+    """The soft limit of `job` is over: tell Celery, and the child unless a `Cancel` does."""
 
     job: Job
     child: Child
-    #: The signal that the child understands as such; None: it can't be told.
+    #: The signal that the child understands as such; None is none.
     signum: int | None
+
+
+class Cancel(msgspec.Struct, frozen=True):
+    """Tell `child`, which can cancel, to end `job`."""
+
+    child: Child
+    job: Job
+    reason: CancelReason
+
+
+class Progressed(msgspec.Struct, frozen=True):
+    """`child` told how far `job` is: tell its owner."""
+
+    job: Job
+    meta: dict[str, Any]
+
+
+class Logged(msgspec.Struct, frozen=True):
+    """`child` has something for the log, about `job` or None."""
+
+    child: Child
+    job: Job | None
+    record: Log
 
 
 class Forget(msgspec.Struct, frozen=True):
@@ -510,7 +602,8 @@ class Report(msgspec.Struct, frozen=True):
 
     child: Child
     reason: str
-    job: Job | None
+    #: What it had in hand.
+    jobs: tuple[Job, ...]
     #: Seconds until the slot spawns again.
     delay: float
 
@@ -538,6 +631,9 @@ Action = (
     | Settle
     | Finished
     | SoftTimeout
+    | Cancel
+    | Progressed
+    | Logged
     | Probe
     | Measure
     | Kill

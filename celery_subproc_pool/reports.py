@@ -8,11 +8,14 @@ from __future__ import annotations
 import logging
 
 from .live import ChildFacts
-from .records import Child, Group, Recycled, Report
+from .records import Child, Group, Job, Recycled, Report
 
 __all__ = ("healed", "recycled", "replaced")
 
 logger = logging.getLogger("celery_subproc_pool")
+
+#: How many jobs of a child that is replaced the log names.
+MOST_NAMED = 10
 
 
 def replaced(report: Report, facts: ChildFacts | None) -> None:
@@ -22,7 +25,7 @@ def replaced(report: Report, facts: ChildFacts | None) -> None:
         report: what happened.
         facts: what else is known of the child; None if it never ran.
     """
-    child, job = report.child, report.job
+    child = report.child
     old = child.slot.child
     serves_on = old is not None and old is not child and old.worn and old.serves
     tail = " | ".join(facts.stderr) if facts is not None else ""
@@ -30,7 +33,7 @@ def replaced(report: Report, facts: ChildFacts | None) -> None:
         "Child %s is replaced: %s%s%s%s%s",
         _name(child),
         report.reason,
-        f"; its job was {job.task_name}[{job.task_id}]" if job is not None else "",
+        _jobs(report.jobs),
         f"; pid {old.pid}, which it was to follow, serves on" if old and serves_on else "",
         f"; the next one starts in {report.delay:.1f} s; {_strength(child.group)}"
         if report.delay
@@ -56,6 +59,14 @@ def healed(group: Group) -> None:
 
 def _name(child: Child) -> str:
     return f"{child.group.name}#{child.slot.number} (pid {child.pid})"
+
+
+def _jobs(jobs: tuple[Job, ...]) -> str:
+    if not jobs:
+        return ""
+    titles = ", ".join(job.title for job in jobs[:MOST_NAMED])
+    more = f" and {len(jobs) - MOST_NAMED} more" if len(jobs) > MOST_NAMED else ""
+    return f"; its job was {titles}" if len(jobs) == 1 else f"; its jobs were {titles}{more}"
 
 
 def _strength(group: Group) -> str:

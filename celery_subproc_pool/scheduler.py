@@ -9,7 +9,7 @@ that nobody asked for must retire its child before that child gets another job.
 
 A job of an external child goes through::
 
-    QUEUED --dispatch--> RESERVED --provide--> SENT --reply--> ANSWERED --finish--> CLOSED
+    QUEUED --dispatch--> RESERVED --written--> SENT --reply--> ANSWERED --finish--> CLOSED
        ^                    |                   |
        +--- child is gone --+                   +--- lost, timed out, terminated ----> CLOSED
 
@@ -18,6 +18,10 @@ stores the result (or the failure: a protocol fault is an answer too). The reque
 not traced here is known from the start, and its answer closes it. No byte of a request has been
 written before its job is SENT. A request of which no byte was written, or none read, may go to
 another child; no other.
+
+A job that is to end before its child has answered costs the child its life, unless the child can
+be told to cancel it, or has other jobs too: then it stays in the child's hands, CLOSED or not,
+until the child answers or `cancel_grace` is over.
 
 What becomes of children, and when the next one is spawned, is decided by `children`.
 """
@@ -29,11 +33,12 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 
 from .children import Alarm, Children
-from .protocol import Reply, Throttled
+from .protocol import CancelReason, Feature, Log, Progress, Ready, Reply, Throttled
 from .records import (
     Accept,
     Action,
     Answered,
+    Cancel,
     Cause,
     Child,
     ChildState,
@@ -44,10 +49,13 @@ from .records import (
     Group,
     Job,
     JobState,
+    Logged,
     Lost,
     Outcome,
     Probe,
+    Progressed,
     Settle,
+    SoftTimedOut,
     SoftTimeout,
     Terminated,
     TimedOut,
@@ -68,6 +76,17 @@ MAX_LOSSES = 3
 
 #: Of how many jobs it is remembered that they have cost a child.
 CRASHES_REMEMBERED = 10_000
+
+#: The deadlines of a job that count for a child only once it has booted.
+_LIMITS = ("deadline", "soft_deadline", "silence_deadline")
+
+#: What a child is replaced for, if it does not end a job that it was told to.
+_CAUSES = {
+    CancelReason.SOFT_TIME_LIMIT: Cause.TIMED_OUT,
+    CancelReason.TIME_LIMIT: Cause.TIMED_OUT,
+    CancelReason.REVOKED: Cause.TERMINATED,
+    CancelReason.SHUTDOWN: Cause.STOPPED,
+}
 
 
 class Scheduler:
@@ -124,10 +143,25 @@ class Scheduler:
         self.abandon()
         actions: list[Action] = []
         for child in self._children:
-            if child.state is ChildState.BUSY:
-                actions += self._replace(child, Cause.STOPPED, "the worker stops", now)
-            else:
+            if child.state is not ChildState.BUSY:
                 actions += self._children.stop_gently(child, now)
+            elif child.cancels:
+                actions += self._stop_cancelling(child, now)
+            else:
+                actions += self._replace(child, Cause.STOPPED, "the worker stops", now)
+        return actions
+
+    def _stop_cancelling(self, child: Child, now: float) -> list[Action]:
+        """Tell `child` to end what it has in hand and exit; it is killed if it does not."""
+        actions = self._take_back(child)
+        actions += [
+            Cancel(child, job, CancelReason.SHUTDOWN)
+            for job in child.jobs.values()
+            if job.state is JobState.SENT and job.cancelled is None
+        ]
+        actions += self._children.stop_gently(child, now)
+        grace = child.group.settings.cancel_grace
+        self._children.escalate_at(child, now + grace, terminating=True)
         return actions
 
     def abandon(self) -> None:
@@ -152,7 +186,7 @@ class Scheduler:
         job.request = request
         if job.state is not JobState.RESERVED or job.child is None:
             return []
-        return [self._send(job.child, job, now)]
+        return [Write(job.child, job)]
 
     def finish(self, job: Job, now: float) -> list[Action]:
         """The tracer of `job` is through, maybe without ever having needed the child."""
@@ -166,13 +200,15 @@ class Scheduler:
             self.open_jobs -= 1
         actions: list[Action] = [Finished(job)]
         if job.child is not None:
-            actions += self._children.release(job.child, now)
-        job.state = JobState.CLOSED
-        job.child = job.deadline = job.soft_deadline = None
+            actions += self._children.release(job.child, job, now)
+        self._close(job)
         return actions
 
-    def terminate(self, job: Job, signum: int, now: float) -> list[Action]:
-        """End `job` on request: its child, if it has the request, gets `signum` and is replaced."""
+    def terminate(
+        self, job: Job, signum: int, now: float, reason: CancelReason = CancelReason.REVOKED
+    ) -> list[Action]:
+        """End `job` on request. Its child, if it has the request, is told so for `reason`; or it
+        gets `signum` and is replaced."""
         if job.state in (JobState.ANSWERED, JobState.CLOSED):
             return []
         child, sent = job.child, job.state is JobState.SENT
@@ -180,10 +216,12 @@ class Scheduler:
         if child is None:
             return actions
         if child.state is ChildState.STOPPING:
-            child.job = None
-            return [*actions, self._children.kill(child, signum)]
+            others = any(other.state is JobState.SENT for other in child.jobs.values())
+            return actions if others else [*actions, self._children.kill(child, signum)]
         if not sent:
-            return [*actions, *self._children.release(child, now)]
+            return [*actions, *self._children.release(child, job, now)]
+        if self._is_spared(child):
+            return [*actions, *self._cancel(child, job, reason, now)]
         stop_timeout = child.group.settings.stop_timeout
         self._children.escalate_at(child, now + stop_timeout, terminating=True)
         return [
@@ -198,9 +236,9 @@ class Scheduler:
         """The process of `child` runs."""
         return self._children.spawned(child, pid, now)
 
-    def ready(self, child: Child, pid: int | None, now: float) -> list[Action]:
+    def ready(self, child: Child, greeting: Ready, pid: int | None, now: float) -> list[Action]:
         """`child` has booted; `pid` is the process that does its work, None if it is unknown."""
-        return self._children.ready(child, pid, now)
+        return self._children.ready(child, greeting, pid, now)
 
     def boot_failed(self, child: Child, message: str, now: float) -> list[Action]:
         """`child` said that it can't boot."""
@@ -222,21 +260,62 @@ class Scheduler:
 
     def replied(self, child: Child, reply: Reply, now: float) -> list[Action]:
         """`child` wrote a final reply."""
-        job = child.job
         if child.state is ChildState.STOPPING:
             return []
-        if job is None or job.state is not JobState.SENT:
-            return self.faulted(child, f"a reply that nobody asked for: {reply!r}"[:500], now)
-        if reply.id is not None and reply.id != job.task_id:
-            return self.faulted(
-                child, f"the reply's id is {reply.id!r}, the request's {job.task_id!r}", now
-            )
-        child.group.runs.append(now - job.begun_at)
-        child.group.throttled += isinstance(reply, Throttled)
-        actions: list[Action] = [self._answer(job, Answered(reply), child)]
+        job = self._asked(child, reply.id)
+        if job is None:
+            return self.faulted(child, _astray(child, reply, "reply"), now)
+        actions: list[Action] = []
+        if job.state is JobState.SENT:
+            child.group.runs.append(now - job.begun_at)
+            child.group.throttled += isinstance(reply, Throttled)
+            actions.append(self._answer(job, Answered(reply), child))
         actions += self._children.replied(child, bool(reply.retire), now)
-        actions += self._children.release(child, now)
+        actions += self._children.release(child, job, now)
         return actions
+
+    def progressed(self, child: Child, progress: Progress, now: float) -> list[Action]:
+        """`child` told how far a job is."""
+        if child.state is ChildState.STOPPING:
+            return []
+        if Feature.PROGRESS not in child.features:
+            return self.faulted(child, _unannounced(Feature.PROGRESS), now)
+        job = self._asked(child, progress.id)
+        if job is None:
+            return self.faulted(child, _astray(child, progress, "progress"), now)
+        if job.state is not JobState.SENT:
+            # It was told to end it, and has not yet.
+            return []
+        self._hear(job, child, now)
+        return [Progressed(job, progress.meta)]
+
+    def logged(self, child: Child, record: Log, now: float) -> list[Action]:
+        """`child` wrote something for the log. What it says of a job that is over is welcome."""
+        if child.state is not ChildState.STOPPING and Feature.LOG not in child.features:
+            return self.faulted(child, _unannounced(Feature.LOG), now)
+        job = None if record.id is None else self._asked(child, record.id)
+        if job is not None:
+            self._hear(job, child, now)
+        return [Logged(child, job, record)]
+
+    @staticmethod
+    def _asked(child: Child, task_id: str | None) -> Job | None:
+        """Return the job that a message of `child` is about, if the child has its request."""
+        job: Job | None
+        if task_id is not None:
+            job = child.jobs.get(task_id)
+        elif child.capacity == 1:
+            job = next(iter(child.jobs.values()), None)
+        else:
+            job = None
+        return None if job is None or job.state is JobState.RESERVED else job
+
+    def _hear(self, job: Job, child: Child, now: float) -> None:
+        """There was a sign of life of `job`, or its request was written."""
+        seconds = child.group.settings.inactivity_timeout
+        if seconds is not None and job.state is JobState.SENT:
+            job.silence_deadline = now + seconds
+            self._alarm.set(job.silence_deadline)
 
     def measured(self, child: Child, memory: int, now: float) -> list[Action]:
         """`child`, with all that it has started, takes `memory` bytes."""
@@ -247,18 +326,19 @@ class Scheduler:
         """`child` wrote what the protocol does not allow, or can't be served: replace it."""
         if child.state in (ChildState.STOPPING, ChildState.GONE):
             return []
-        job = child.job
-        actions: list[Action] = []
-        if job is not None and job.state is JobState.SENT:
-            actions.append(self._answer(job, Faulted(reason), child))
+        actions: list[Action] = [
+            self._answer(job, Faulted(reason), child)
+            for job in child.jobs.values()
+            if job.state is JobState.SENT
+        ]
         return [*actions, *self._replace(child, Cause.FAULTED, reason, now)]
 
-    def probed(self, child: Child, unread: int, now: float) -> list[Action]:
-        """It was looked how many bytes of its first request `child` has not read."""
-        job = child.job
-        if job is None or job.request is None or job.state is not JobState.SENT:
+    def probed(self, child: Child, read: int, now: float) -> list[Action]:
+        """It was looked how many bytes of what was written to it `child` has read."""
+        job = next(iter(child.jobs.values()), None)
+        if job is None or job.state is not JobState.SENT:
             return []
-        if unread >= len(job.request):
+        if read <= job.offset:
             child.still_boots = True
             seconds = child.group.settings.start_timeout
             if now < child.spawned_at + seconds:
@@ -273,31 +353,32 @@ class Scheduler:
             self._set_limits(job, now)
         else:
             # It has had the time. What was put off for the look is due now.
-            if job.deadline is not None and job.deadline <= now + PROBE_INTERVAL:
-                job.deadline = now
-            if job.soft_deadline is not None and job.soft_deadline <= now + PROBE_INTERVAL:
-                job.soft_deadline = now
+            for limit in _LIMITS:
+                deadline = getattr(job, limit)
+                if deadline is not None and deadline <= now + PROBE_INTERVAL:
+                    setattr(job, limit, now)
             self._alarm.set(now)
         return []
 
+    def written(self, child: Child, job: Job, offset: int, now: float) -> list[Action]:
+        """The request of `job` was written to `child`, as far as its pipe took it.
+
+        Arguments:
+            child: the child.
+            job: the job.
+            offset: how many bytes had been written to the child before.
+            now: the time.
+        """
+        job.state = JobState.SENT
+        job.begun_at = now
+        job.offset = offset
+        self._children.begins(child)
+        self._hear(job, child, now)
+        return []
+
     def unwritten(self, child: Child, reason: str, now: float) -> list[Action]:
-        """No byte of the request could be written: its job goes to another child."""
-        if child.state is ChildState.STOPPING:
-            return []
-        self._take_back(child)
+        """No byte of a request could be written: its job goes to another child."""
         return self._expect_exit(child, reason, now)
-
-    def unsolicited(self, child: Child, reason: str, now: float) -> list[Action]:
-        """Output was there before the request was written: the job goes to another child."""
-        if child.state is ChildState.STOPPING:
-            return []
-        self._take_back(child)
-        return self._replace(child, Cause.FAULTED, reason, now)
-
-    @staticmethod
-    def _take_back(child: Child) -> None:
-        if child.job is not None and child.job.state is JobState.SENT:
-            child.job.state = JobState.RESERVED
 
     def stdout_closed(self, child: Child, now: float) -> list[Action]:
         """`child` closed its stdout: it exits, or has lost its use. Its exit status says more."""
@@ -314,24 +395,24 @@ class Scheduler:
             child.deadline = now + EOF_GRACE
             self._alarm.set(child.deadline)
             return []
-        waited_for = child.job is not None and child.job.state is JobState.SENT
+        waited_for = any(job.state is JobState.SENT for job in child.jobs.values())
         grace = EOF_GRACE if waited_for else child.group.settings.stop_timeout
         self._children.escalate_at(child, now + grace, terminating=waited_for)
         return self._vacate(child, Cause.EXITED, reason, now)
 
-    def exited(self, child: Child, status: int, unread: int, now: float) -> list[Action]:
+    def exited(self, child: Child, status: int, read: int, now: float) -> list[Action]:
         """The process of `child` ended; all that it wrote has been told before.
 
         Arguments:
             child: the child.
             status: its exit status, as `subprocess.Popen.returncode`.
-            unread: how many bytes of its requests it never read.
+            read: how many bytes of what was written to it, it has read.
             now: the time.
         """
-        job = child.job
-        if job is not None and job.request is not None and unread >= len(job.request):
-            # It can't have begun what it has not read a byte of.
-            self._take_back(child)
+        for job in child.jobs.values():
+            if job.state is JobState.SENT and job.offset >= read:
+                # It can't have begun what it has not read a byte of.
+                job.state = JobState.RESERVED
         actions: list[Action] = []
         seen_before = child.reason
         killed = status == -signal.SIGKILL and not child.killed
@@ -342,25 +423,35 @@ class Scheduler:
             self._children.move(child, ChildState.GONE)
             if not child.proven and not child.killed:
                 child.group.failure = f"{seen_before}; {reason}" if seen_before else reason
-            if job is not None and job.state is JobState.RESERVED and not self._children.stopping:
-                actions = [*self._requeue(job), *actions]
-                child.job = None
-        if child.job is not None:
-            lost = Lost(status, seen_before, killed, self._crashed(child.job, child))
-            actions = [*self._settle(child.job, lost), *actions]
-            child.job = None
+            if not self._children.stopping:
+                actions += self._take_back(child)
+        ends: list[Action] = []
+        for job in child.jobs.values():
+            if job.state in (JobState.RESERVED, JobState.SENT):
+                lost = Lost(status, seen_before, killed, self._crashed(job, child))
+                ends += self._settle(job, lost)
+        child.jobs.clear()
         child.deadline = None
         del child.group.children[child.number]
-        return [*actions, Forget(child)]
+        return [*ends, *actions, Forget(child)]
+
+    def _take_back(self, child: Child) -> list[Action]:
+        """Put the jobs of `child` back into the queue that it has not begun."""
+        actions: list[Action] = []
+        for job in tuple(child.jobs.values()):
+            if job.state is JobState.RESERVED:
+                del child.jobs[job.task_id]
+                actions += self._requeue(job)
+        return actions
 
     def _crashed(self, job: Job, child: Child) -> int:
-        """Count that `job` has cost `child`.
+        """Count that `job` has cost `child`, if it was alone with it: of several, nobody knows.
 
         Returns:
             How many it has cost, if that is as many as it may; otherwise 0.
         """
         most = child.group.settings.max_crashes
-        if most is None or self._children.stopping:
+        if most is None or self._children.stopping or len(child.jobs) > 1:
             return 0
         key = (job.task_id, job.retries)
         crashes = self._crashes.pop(key, 0) + 1
@@ -389,9 +480,10 @@ class Scheduler:
         self._alarm.deadline = None
         actions: list[Action] = []
         for child in self._children:
-            job = child.job
-            if job is not None and child.state is ChildState.BUSY:
-                actions += self._tick_job(child, job, now)
+            for job in tuple(child.jobs.values()):
+                # The end of one job may be the child's.
+                if child.state is ChildState.BUSY:
+                    actions += self._tick_job(child, job, now)
             actions += self._children.tick(child, now)
         actions += self._children.refill_all(now)
         for group in self.groups.values():
@@ -405,51 +497,102 @@ class Scheduler:
 
     def _tick_job(self, child: Child, job: Job, now: float) -> list[Action]:
         actions: list[Action] = []
+        if job.kill_at is not None and now >= job.kill_at:
+            return self._give_up(child, job, now)
         if job.state is JobState.SENT and not child.has_read and self._put_off(job, now):
             return [Probe(child)]
-        if job.deadline is not None and now >= job.deadline:
-            sent = job.state is JobState.SENT
-            actions += self._settle(job, TimedOut(job.timeout or 0.0))
-            if not sent:
-                return [*actions, *self._children.release(child, now)]
-            reason = f"its job took longer than {job.timeout:g} s (hard time limit)"
-            if not child.jobs_done and not child.group.settings.handshake:
-                # The commonest mistake in a new child.
-                reason += "; it has never answered: does it flush its stdout after each reply?"
-            return [*actions, *self._replace(child, Cause.TIMED_OUT, reason, now)]
+        over = _hard_limit_over(child, job, now)
+        if over is not None:
+            return self._time_out(child, job, over, now)
         if job.soft_deadline is not None and now >= job.soft_deadline:
             job.soft_deadline = None
-            name = child.group.settings.soft_timeout_signal
-            signum = signal.Signals[name] if name and job.state is JobState.SENT else None
-            actions.append(SoftTimeout(job, child, signum))
-        self._alarm.set(job.deadline)
-        self._alarm.set(job.soft_deadline)
+            actions += self._time_out_softly(child, job, now)
+        self._set_alarm(job)
         return actions
+
+    def _time_out(self, child: Child, job: Job, over: TimedOut, now: float) -> list[Action]:
+        sent = job.state is JobState.SENT
+        actions = self._settle(job, over)
+        if not sent:
+            return [*actions, *self._children.release(child, job, now)]
+        if self._is_spared(child):
+            return [*actions, *self._cancel(child, job, CancelReason.TIME_LIMIT, now)]
+        if over.silent:
+            reason = f"it told nothing of its job for {over.seconds:g} s (inactivity_timeout)"
+        else:
+            reason = f"its job took longer than {over.seconds:g} s (hard time limit)"
+        if not child.jobs_done and not child.group.settings.handshake:
+            # The commonest mistake in a new child.
+            reason += "; it has never answered: does it flush its stdout after each reply?"
+        return [*actions, *self._replace(child, Cause.TIMED_OUT, reason, now)]
+
+    def _time_out_softly(self, child: Child, job: Job, now: float) -> list[Action]:
+        sent = job.state is JobState.SENT
+        if sent and child.cancels:
+            cancel = self._cancel(child, job, CancelReason.SOFT_TIME_LIMIT, now)
+            return [*cancel, SoftTimeout(job, child, None)]
+        name = child.group.settings.soft_timeout_signal
+        return [SoftTimeout(job, child, signal.Signals[name] if name and sent else None)]
 
     def _put_off(self, job: Job, now: float) -> bool:
         """Put the limits of `job` that are due off until its child was looked at."""
         due = False
-        if job.deadline is not None and now >= job.deadline:
-            job.deadline, due = now + PROBE_INTERVAL, True
-        if job.soft_deadline is not None and now >= job.soft_deadline:
-            job.soft_deadline, due = now + PROBE_INTERVAL, True
-        self._alarm.set(job.deadline)
-        self._alarm.set(job.soft_deadline)
+        for limit in _LIMITS:
+            deadline = getattr(job, limit)
+            if deadline is not None and now >= deadline:
+                setattr(job, limit, now + PROBE_INTERVAL)
+                due = True
+        self._set_alarm(job)
         return due
 
     def _set_limits(self, job: Job, now: float) -> None:
         """Let the time limits of `job` count from `now`."""
         job.deadline = None if job.timeout is None else now + job.timeout
         job.soft_deadline = None if job.soft_timeout is None else now + job.soft_timeout
+        if job.child is not None:
+            self._hear(job, job.child, now)
+        self._set_alarm(job)
+
+    def _set_alarm(self, job: Job) -> None:
         self._alarm.set(job.deadline)
         self._alarm.set(job.soft_deadline)
+        self._alarm.set(job.silence_deadline)
+        self._alarm.set(job.kill_at)
+
+    # -- ending one job of a child, and not the others
+
+    @staticmethod
+    def _is_spared(child: Child) -> bool:
+        """Whether `child` is given time to end a job of its own, rather than be killed."""
+        return child.cancels or len(child.jobs) > 1
+
+    def _cancel(self, child: Child, job: Job, reason: CancelReason, now: float) -> list[Action]:
+        """Have `child` end `job`, which it still holds, within its grace."""
+        kill_at = now + child.group.settings.cancel_grace
+        # One that was told before gets no more time than it had then.
+        job.kill_at = kill_at if job.kill_at is None else min(job.kill_at, kill_at)
+        job.cancelled = reason
+        self._alarm.set(job.kill_at)
+        return [Cancel(child, job, reason)] if child.cancels else []
+
+    def _give_up(self, child: Child, job: Job, now: float) -> list[Action]:
+        """`child` has not ended `job` within its grace: that costs it its life."""
+        assert job.cancelled is not None
+        actions: list[Action] = []
+        if job.state is JobState.SENT:
+            actions.append(self._answer(job, SoftTimedOut(job.soft_timeout or 0.0), child))
+        grace = child.group.settings.cancel_grace
+        told = "it was told to cancel it" if child.cancels else "that was over"
+        reason = f"it went on with {job.title} for {grace:g} s after {told} ({job.cancelled.value})"
+        cause = _CAUSES[job.cancelled]
+        return [*actions, *self._replace(child, cause, reason, now)]
 
     # -- size
 
     def grow(self, count: int, now: float) -> list[Action]:
-        """Add `count` to the limit, and `count` children to each group without its own size."""
+        """Add `count` to the limit, and the children that this needs."""
         self.limit += count
-        return self._children.grow(count, now)
+        return self._children.grow(self.limit, now)
 
     def check_shrink(self, count: int) -> None:
         """Raise if `shrink` would find too few children that are not busy.
@@ -457,14 +600,14 @@ class Scheduler:
         Raises:
             ValueError: there are too few. In the words of billiard's pool.
         """
-        if count > self.limit or not self._children.can_shrink(count):
+        if count > self.limit or not self._children.can_shrink(self.limit - count):
             raise ValueError("Can't shrink pool. All processes busy!")
 
     def shrink(self, count: int, now: float) -> list[Action]:
-        """Take `count` off the limit, and `count` children that are not busy from each group
-        without its own size."""
+        """Take `count` off the limit, and the children that are needed no longer, which must not
+        be busy."""
         self.limit -= count
-        return self._children.shrink(count, now)
+        return self._children.shrink(self.limit, now)
 
     # -- decisions
 
@@ -475,59 +618,61 @@ class Scheduler:
         """
         actions = self._children.renew(now)
         while self.open_jobs < self.limit:
-            queue = self._next_queue()
-            if queue is None:
+            pair = self._next_pair()
+            if pair is None:
                 break
-            actions += self._reserve(queue.popleft(), now)
+            actions += self._reserve(*pair, now)
         return actions
 
-    def _next_queue(self) -> deque[Job] | None:
-        best = self._local if self._local else None
+    def _next_pair(self) -> tuple[Job, Child | None] | None:
+        """Return the job that has waited longest, of those that a child can have, and the child;
+        None for a job of the worker itself."""
+        best: tuple[Job, Child | None] | None = (self._local[0], None) if self._local else None
         for group in self.groups.values():
-            queue = group.waiting
-            if queue and group.idle and (best is None or queue[0].number < best[0].number):
-                best = queue
+            if group.waiting and group.available:
+                pair = _pair(group)
+                if pair is not None and (best is None or pair[0].number < best[0].number):
+                    best = pair
         return best
 
-    def _reserve(self, job: Job, now: float) -> list[Action]:
+    def _reserve(self, job: Job, child: Child | None, now: float) -> list[Action]:
         actions: list[Action] = []
+        queue = self._queue_of(job)
+        if queue[0] is job:
+            queue.popleft()
+        else:
+            queue.remove(job)
         self.open_jobs += 1
         job.state = JobState.RESERVED
-        child: Child | None = None
-        if job.group is not None:
-            child, _ = self.groups[job.group].idle.popitem()
-            self._children.move(child, ChildState.BUSY)
-            child.job, job.child = job, child
+        if child is not None:
+            self._children.reserve(child, job)
             child.group.waits.append(now - job.submitted_at)
             if job.accepted:
-                self._alarm.set(job.deadline)
-                self._alarm.set(job.soft_deadline)
+                self._set_alarm(job)
             else:
                 self._set_limits(job, now)
         if not job.accepted:
             job.accepted = True
             actions.append(Accept(job, child, now))
         if job.request is not None and child is not None:
-            actions.append(self._send(child, job, now))
+            actions.append(Write(child, job))
         return actions
-
-    def _send(self, child: Child, job: Job, now: float) -> Write:
-        job.state = JobState.SENT
-        job.begun_at = now
-        self._children.begins(child)
-        return Write(child, job)
 
     def _answer(self, job: Job, outcome: Outcome, child: Child) -> Settle:
         """Give `outcome` to the tracer of `job`, which brings the job to its end."""
         if self._crashes:
             self._crashes.pop((job.task_id, job.retries), None)
+        self._close(job)
         if job.traced_here:
             job.state = JobState.ANSWERED
         else:
-            job.state = JobState.CLOSED
             self.open_jobs -= 1
-        job.child = job.deadline = job.soft_deadline = None
         return Settle(job, outcome, child)
+
+    @staticmethod
+    def _close(job: Job) -> None:
+        job.state = JobState.CLOSED
+        job.child = job.deadline = job.soft_deadline = job.silence_deadline = None
 
     def _settle(self, job: Job, outcome: Outcome) -> list[Action]:
         """Close `job` with an outcome that its tracer has no part in.
@@ -539,8 +684,7 @@ class Scheduler:
             self._queue_of(job).remove(job)
         else:
             self.open_jobs -= 1
-        job.state = JobState.CLOSED
-        job.child = job.deadline = job.soft_deadline = None
+        self._close(job)
         return [Settle(job, outcome, child)]
 
     def _requeue(self, job: Job) -> list[Action]:
@@ -554,7 +698,7 @@ class Scheduler:
             return self._settle(job, Lost(None, reason))
         self.open_jobs -= 1
         job.state = JobState.QUEUED
-        job.child = None
+        job.child = job.silence_deadline = job.kill_at = job.cancelled = None
         self._alarm.set(job.deadline)
         # In order of arrival, also among others that lost their children.
         queue = self._queue_of(job)
@@ -574,15 +718,11 @@ class Scheduler:
         now: float,
         state: ChildState = ChildState.STOPPING,
     ) -> list[Action]:
-        """Take `child` out of service, as `Children.vacate`; a job that it has not begun goes
-        back to the queue."""
-        job = child.job
-        actions: list[Action] = []
-        if job is not None and job.state is not JobState.SENT:
-            child.job = None
-            if job.state is JobState.RESERVED:
-                actions += self._requeue(job)
-        return [*actions, *self._children.vacate(child, cause, reason, job, now, state)]
+        """Take `child` out of service, as `Children.vacate`; jobs that it has not begun go back
+        to the queue."""
+        jobs = tuple(child.jobs.values())
+        actions = self._take_back(child)
+        return [*actions, *self._children.vacate(child, cause, reason, jobs, now, state)]
 
     # -- small things
 
@@ -600,3 +740,45 @@ class Scheduler:
         return not self.open_jobs and not any(
             (self._local, *(group.waiting for group in self.groups.values()))
         )
+
+
+def _pair(group: Group) -> tuple[Job, Child] | None:
+    """Return the first job that waits in `group` and the child that is to have it.
+
+    No child has two jobs of one id at a time (a message may be delivered again while its job goes
+    on): nobody could tell their replies apart.
+    """
+    for job in group.waiting:
+        for child in reversed(group.available):
+            if job.task_id not in child.jobs:
+                return job, child
+    return None
+
+
+def _hard_limit_over(child: Child, job: Job, now: float) -> TimedOut | None:
+    if job.deadline is not None and now >= job.deadline:
+        return TimedOut(job.timeout or 0.0)
+    seconds = child.group.settings.inactivity_timeout
+    if job.silence_deadline is not None and now >= job.silence_deadline:
+        return TimedOut(seconds or 0.0, silent=True)
+    return None
+
+
+def _astray(child: Child, message: Reply | Progress, kind: str) -> str:
+    """Say what is wrong with a message that is about no job which `child` has in hand."""
+    jobs = [job for job in child.jobs.values() if job.state is not JobState.RESERVED]
+    if message.id in child.ended:
+        return f"a {kind} for {message.id}, which it had answered before: {message!r}"[:500]
+    if not jobs:
+        return f"a {kind} that nobody asked for: {message!r}"[:500]
+    if message.id is None:
+        return f"a {kind} without an id, which a child with several jobs must give: {message!r}"[
+            :500
+        ]
+    if child.capacity == 1:
+        return f"the {kind}'s id is {message.id!r}, the request's {jobs[0].task_id!r}"
+    return f"the {kind}'s id is {message.id!r}, which is none of its {len(jobs)} jobs"
+
+
+def _unannounced(feature: Feature) -> str:
+    return f"it sent {feature.value}, a feature that it did not announce in its handshake"

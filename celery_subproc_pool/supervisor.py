@@ -33,8 +33,8 @@ from .forks import keep_from_copies
 from .guardian import MARK, Guardian
 from .live import ChildFacts, LiveChild
 from .memory import MemoryMeter
-from .protocol import Fatal, Ready, quote
-from .records import Action, Change, Child, Outcome
+from .protocol import CancelReason, Fatal, Log, Message, Progress, Ready, encode_cancel, quote
+from .records import Action, Change, Child, JobState, Outcome
 from .scheduler import Scheduler
 
 __all__ = ("Listener", "Supervisor")
@@ -67,6 +67,9 @@ class Listener(Protocol):
 
     def soft_timed_out(self, job: Any, told: bool) -> None:
         """The soft time limit of `job` is over; `told` is whether its child was signalled."""
+
+    def progressed(self, job: Any, meta: dict[str, Any]) -> None:
+        """The child of `job` told how far it is."""
 
     def child_changed(self, change: Change) -> None:
         """A child came into service, or another has replaced it."""
@@ -125,6 +128,9 @@ class Supervisor:
             records.Settle: self._settle,
             records.Finished: self._finished,
             records.SoftTimeout: self._soft_timeout,
+            records.Cancel: self._cancel,
+            records.Progressed: self._progressed,
+            records.Logged: self._logged,
             records.Kill: self._kill,
             records.CloseStdin: self._close_stdin,
             records.Started: self._tell,
@@ -178,16 +184,18 @@ class Supervisor:
         elif not self._turning:
             self._settle_down()
 
-    def terminate(self, job: records.Job, signum: int) -> None:
+    def terminate(self, job: records.Job, signum: int, reason: CancelReason) -> None:
         """End `job`, from any thread, unless its reply is there already: one that came in time
         is not late because nobody has read it yet."""
-        self.post(self._terminate, job, signum)
+        self.post(self._terminate, job, signum, reason)
 
-    def _terminate(self, job: records.Job, signum: int, now: float) -> list[Action]:
+    def _terminate(
+        self, job: records.Job, signum: int, reason: CancelReason, now: float
+    ) -> list[Action]:
         live = None if job.child is None else self._live.get(job.child.number)
         if live is not None:
             self._guarded(self._on_stdout, live, 0)
-        return self.scheduler.terminate(job, signum, now)
+        return self.scheduler.terminate(job, signum, now, reason)
 
     def turn(self, timeout: float = 0.0) -> None:
         """Serve all descriptors that are ready, then do what follows from it.
@@ -441,22 +449,43 @@ class Supervisor:
         )
 
     def _write(self, action: records.Write) -> None:
-        live = self._live.get(action.child.number)
-        request = action.job.request
-        if live is None or request is None:
-            return
-        process, now = live.process, self._clock()
+        child, job = action.child, action.job
+        live = self._live.get(child.number)
         # What stands in the pipe already can't be the answer to what was not asked yet.
+        if live is None or not self._hear_first(live):
+            return
+        if job.request is None or job.child is not child or job.state is not JobState.RESERVED:
+            # What it said has cost the child the job, or all.
+            return
+        process = live.process
+        offset = process.written
+        try:
+            put = self._put(live, job.request)
+        finally:
+            if process.written > offset:
+                self.scheduler.written(child, job, offset, self._clock())
+        if not put:
+            self._unwritten(live, "it closed its stdin")
+
+    def _hear_first(self, live: LiveChild) -> bool:
+        """Take in what a child wrote before its next request; return whether it can have that."""
+        process, child = live.process, live.child
         early = b"" if process.stdout is None else process.read(process.stdout)
+        if early == b"":
+            self._unwritten(live, "it closed its stdout")
+            return False
+        if child.may_speak:
+            if early:
+                self._feed(live, early)
+            return True
+        early = live.take_open_line() + (early or b"")
         if early:
             reason = f"it wrote {quote(early)}, which nobody had asked for"
-            self._actions.extend(self.scheduler.unsolicited(action.child, reason, now))
-        elif early == b"":
-            self._actions.extend(
-                self.scheduler.unwritten(action.child, "it closed its stdout", now)
-            )
-        elif not self._put(live, request):
-            self._actions.extend(self.scheduler.unwritten(action.child, "it closed its stdin", now))
+            self._actions.extend(self.scheduler.faulted(child, reason, self._clock()))
+        return not early
+
+    def _unwritten(self, live: LiveChild, reason: str) -> None:
+        self._actions.extend(self.scheduler.unwritten(live.child, reason, self._clock()))
 
     def _put(self, live: LiveChild, line: bytes) -> bool:
         """Write `line` to a child's stdin, the rest of it when there is room. As
@@ -484,16 +513,30 @@ class Supervisor:
 
     def _soft_timeout(self, action: records.SoftTimeout) -> None:
         live = self._live.get(action.child.number)
-        told = False
+        told = action.child.cancels
         if action.signum is not None and live is not None and live.pid is not None:
             told = live.process.signal(live.pid, action.signum)
         self._callbacks.append(partial(self._listener.soft_timed_out, action.job, told))
 
+    def _cancel(self, action: records.Cancel) -> None:
+        live = self._live.get(action.child.number)
+        if live is not None:
+            # If it can't be written, the child's exit tells why.
+            self._put(live, encode_cancel(action.job.task_id, action.reason))
+
+    def _progressed(self, action: records.Progressed) -> None:
+        self._callbacks.append(partial(self._listener.progressed, action.job, action.meta))
+
+    def _logged(self, action: records.Logged) -> None:
+        live = self._live.get(action.child.number)
+        if live is not None:
+            live.log(action.record, action.job)
+
     def _probe(self, action: records.Probe) -> None:
         live = self._live.get(action.child.number)
         if live is not None:
-            unread = live.process.unread_bytes()
-            self._actions.extend(self.scheduler.probed(live.child, unread, self._clock()))
+            read = live.process.read_bytes()
+            self._actions.extend(self.scheduler.probed(live.child, read, self._clock()))
 
     def _measure(self, action: records.Measure) -> None:
         memory = self.memory_of(action.child)
@@ -566,18 +609,24 @@ class Supervisor:
         now = self._clock()
         try:
             for message in live.messages(data):
-                if isinstance(message, Ready):
-                    live.ready = True
-                    if message.pid is not None:
-                        live.pid = live.process.member(message.pid)
-                    actions = self.scheduler.ready(live.child, live.pid, now)
-                elif isinstance(message, Fatal):
-                    actions = self.scheduler.boot_failed(live.child, message.message, now)
-                else:
-                    actions = self.scheduler.replied(live.child, message, now)
-                self._actions.extend(actions)
+                self._actions.extend(self._hear(live, message, now))
         except ProtocolFault as exc:
             self._actions.extend(self.scheduler.faulted(live.child, str(exc), now))
+
+    def _hear(self, live: LiveChild, message: Message | Ready | Fatal, now: float) -> list[Action]:
+        scheduler, child = self.scheduler, live.child
+        if isinstance(message, Progress):
+            return scheduler.progressed(child, message, now)
+        if isinstance(message, Log):
+            return scheduler.logged(child, message, now)
+        if isinstance(message, Fatal):
+            return scheduler.boot_failed(child, message.message, now)
+        if isinstance(message, Ready):
+            live.ready = True
+            if message.pid is not None:
+                live.pid = live.process.member(message.pid)
+            return scheduler.ready(child, message, live.pid, now)
+        return scheduler.replied(child, message, now)
 
     def _on_stderr(self, live: LiveChild) -> None:
         if not live.read_stderr() and live.process.stderr is not None:
@@ -596,10 +645,11 @@ class Supervisor:
             for data in live.process.read_rest(live.process.stdout):
                 self._feed(live, data)
         live.end_stderr()
-        unread = 0 if live.process.has_reader() else live.process.unread_bytes()
+        process = live.process
+        read = process.written if process.has_reader() else process.read_bytes()
         live.gone = True
         self._unregister(live)
-        self._actions.extend(self.scheduler.exited(live.child, status, unread, self._clock()))
+        self._actions.extend(self.scheduler.exited(live.child, status, read, self._clock()))
         return True
 
     def _forget(self, action: records.Forget) -> None:

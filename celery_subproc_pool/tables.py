@@ -50,9 +50,14 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         "-" if row["age"] is None else _seconds(row["age"]),
         f"{row['jobs']}",
         f"{row['rss'] / 2**20:.0f} MiB",
-        f"{task['name']}[{task['id']}] for {_seconds(task['seconds'])}" if task else "-",
+        _task(task, row["in_flight"]) if task else "-",
         f"{_seconds(last['seconds'])} ago: {last['reason']}" if last else "-",
     )
+
+
+def _task(task: dict[str, Any], in_flight: int) -> str:
+    more = f" and {in_flight - 1} more" if in_flight > 1 else ""
+    return f"{task['name']}[{task['id']}] for {_seconds(task['seconds'])}{more}"
 
 
 def _seconds(seconds: float) -> str:

@@ -1,36 +1,31 @@
-"""Tasks that run in external children: the base class, and the binding of names to groups.
+"""Tasks that run in external children: the base class, and what such a task does when it runs.
 
-Layer: above `outcome`; imports Celery. `run()` of a bound task is one exchange with a child, made
-in the tracing thread that the pool started for the job.
+Layer: above `outcome`; imports Celery. `run()` of a task that `routes` gave to a group is one
+exchange with a child, made in the tracing thread that the pool started for the job.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
-from celery import Celery, Task
+from celery import Task
 from celery.states import STARTED
+from celery.utils.log import get_logger
 
-from .config import CELERY_PREFIX, ROOT, PoolSettings
-from .errors import ConfigError, NotInWorkerError
+from .errors import NotInWorkerError
 from .outcome import conclude, throttles_of
-from .protocol import Reply, encode_request
+from .protocol import CancelReason, Reply, encode_request
 
-__all__ = (
-    "Exchange",
-    "SubprocTask",
-    "bind_task",
-    "bind_tasks",
-    "exchanging",
-    "needs_python_children",
-    "payload",
-    "refuse_task",
-    "tasks_without_children",
-)
+__all__ = ("PROGRESS", "Exchange", "SubprocTask", "exchanging", "payload", "run_in_child")
+
+logger = get_logger(__name__)
+
+#: The state of a task whose child has told how far it is, as in Celery's own documentation.
+PROGRESS = "PROGRESS"
 
 _current = threading.local()
 
@@ -40,13 +35,18 @@ class Exchange(Protocol):
 
     #: Celery's id of the task.
     task_id: str
+    #: Its soft time limit, in seconds.
+    soft_timeout: float | None
+    #: Why its child was told to end it.
+    cancelled: CancelReason | None
 
     @property
     def pid(self) -> int:
         """The child's pid."""
 
-    def exchange(self, line: bytes) -> Reply:
-        """Give the request `line` to the child, and return its reply."""
+    def exchange(self, line: bytes, on_progress: Callable[[dict[str, Any]], None]) -> Reply:
+        """Give the request `line` to the child, and return its reply; meanwhile, call
+        `on_progress` with what it tells of its progress."""
 
 
 class SubprocTask(Task):
@@ -98,93 +98,21 @@ def _not_here(task: Task) -> NotInWorkerError:
     )
 
 
-def bind_tasks(app: Celery, settings: PoolSettings) -> dict[str, str]:
-    """Register the task names that the settings list, and bind every task that a group takes.
+def run_in_child(task: Task, throttle_max_retries: int | None, /, *args: Any, **kwargs: Any) -> Any:
+    """Have a child do the current request of `task`: the body of every task that a group takes.
 
     Arguments:
-        app: the worker's app, finalized.
-        settings: the pool's settings.
+        task: the task.
+        throttle_max_retries: how often it may be throttled; None is without end.
+        args, kwargs: the task's own.
 
     Returns:
-        The group of each task that has one, by the task's name.
+        The result.
 
     Raises:
-        ConfigError: a task names a group that there is not.
+        NotInWorkerError: there is no child to talk to, nor will be.
+        Exception: as `outcome.conclude`, `jobs.PoolJob.exchange` and `protocol.encode_request`.
     """
-    for child in settings.children.values():
-        for name in child.exact_tasks():
-            if name not in app.tasks:
-                app.register_task(type("Registered", (SubprocTask,), {"name": name})())
-    groups: dict[str, str] = {}
-    for name, task in app.tasks.items():
-        group = bind_task(task, settings)
-        if group is not None:
-            groups[name] = group
-    return groups
-
-
-def bind_task(task: Task, settings: PoolSettings) -> str | None:
-    """Bind `task` to the group of external children that takes it.
-
-    Returns:
-        The group's name; None if no group takes the task.
-
-    Raises:
-        ConfigError: the task names a group that there is not.
-    """
-    group = _group_of(task, settings)
-    if group is not None:
-        _bind(task, partial(_run, task, settings.children[group].throttle_max_retries))
-    return group
-
-
-def refuse_task(task: Task) -> None:
-    """Let `task`, for which this worker has no children, fail with an error that says so."""
-    _bind(task, partial(_refuse, task))
-
-
-def tasks_without_children(app: Celery, groups: Mapping[str, str]) -> list[str]:
-    """Return the names of the tasks of `app`, but for Celery's own, that are not in `groups`."""
-    names = (name for name in app.tasks if not name.startswith(CELERY_PREFIX))
-    return sorted(name for name in names if name not in groups)
-
-
-def needs_python_children(app: Celery, settings: PoolSettings, groups: Mapping[str, str]) -> bool:
-    """Return whether there is, or may come, a task that no external child takes."""
-    return not settings.children or bool(tasks_without_children(app, groups))
-
-
-def _group_of(task: Task, settings: PoolSettings) -> str | None:
-    name: str | None = getattr(task, "child", None) if isinstance(task, SubprocTask) else None
-    if name is None:
-        return settings.group_for(task.name)
-    if name not in settings.children:
-        known = ", ".join(settings.children) or "none"
-        raise ConfigError(
-            f"{ROOT}.children: the task {task.name} names the child {name!r}, which is not"
-            f" configured; there are: {known}"
-        )
-    return name
-
-
-def _bind(task: Task, run: Callable[..., Any]) -> None:
-    """Make `run` the body of `task`. With `autoretry_for`, `task.run` is Celery's wrapper of
-    `_orig_run` (celery/app/autoretry.py), and must go on wrapping."""
-    if hasattr(task, "_orig_run"):
-        task._orig_run = run
-    else:
-        task.run = run
-
-
-def _refuse(task: Task, /, *args: Any, **kwargs: Any) -> Any:
-    raise ConfigError(
-        f"no children of this worker take the task {task.name}, which was registered after the"
-        f" worker started: add its name to {ROOT}.children.<name>.tasks, or start the worker again"
-        " for it to have Python children too"
-    )
-
-
-def _run(task: Task, throttle_max_retries: int | None, /, *args: Any, **kwargs: Any) -> Any:
     if not _may_exchange(task):
         raise _not_here(task)
     job: Exchange = _current.job
@@ -193,7 +121,25 @@ def _run(task: Task, throttle_max_retries: int | None, /, *args: Any, **kwargs: 
         # The tracer has stored its own pid; what executes is the child.
         task.update_state(state=STARTED, meta={"pid": job.pid, "hostname": request.hostname})
     line = encode_request(job.task_id, payload(task, args, kwargs))
-    return conclude(task, job.exchange(line), throttle_max_retries)
+    reply = job.exchange(line, partial(_store_progress, task))
+    over = job.soft_timeout if job.cancelled is CancelReason.SOFT_TIME_LIMIT else None
+    return conclude(task, reply, throttle_max_retries, over)
+
+
+def _store_progress(task: Task, meta: dict[str, Any]) -> None:
+    request = task.request
+    # Of a task whose end is not stored, nobody would ever learn that it came.
+    if task.ignore_result or getattr(request, "ignore_result", False):
+        return
+    try:
+        task.update_state(state=PROGRESS, meta=meta)
+    except Exception as exc:
+        logger.warning(
+            "The progress of %s[%s] can't be stored; the job goes on: %r",
+            task.name,
+            request.id,
+            exc,
+        )
 
 
 def payload(task: Task, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

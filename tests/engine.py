@@ -28,6 +28,7 @@ class Engine:
         size: how many of them.
         environ: what they inherit; None is this process' environment.
         timeout: the hard limit of each job, in seconds.
+        limit: how many jobs may be under way; None is one for each child.
         settings: other settings of the group.
     """
 
@@ -36,6 +37,7 @@ class Engine:
         argv: list[str],
         size: int = 1,
         timeout: float = 60.0,
+        limit: int | None = None,
         environ: dict[str, str] | None = None,
         **settings: Any,
     ) -> None:
@@ -46,10 +48,11 @@ class Engine:
         self.facts: dict[records.Job, ChildFacts | None] = {}
         self.accepted_pids: dict[records.Job, list[int | None]] = {}
         self.soft: list[tuple[records.Job, bool]] = []
+        self.progress: list[tuple[records.Job, dict[str, Any]]] = []
         self.changes: list[records.Change] = []
         self.current: records.Job | None = None
         more = {} if environ is None else {"environ": environ}
-        self.supervisor = Supervisor(Scheduler({"default": group}, size), self, **more)
+        self.supervisor = Supervisor(Scheduler({"default": group}, limit or size), self, **more)
 
     def __enter__(self) -> Engine:
         self.supervisor.start()
@@ -78,6 +81,9 @@ class Engine:
 
     def soft_timed_out(self, job: records.Job, told: bool) -> None:
         self.soft.append((job, told))
+
+    def progressed(self, job: records.Job, meta: dict[str, Any]) -> None:
+        self.progress.append((job, meta))
 
     def child_changed(self, change: records.Change) -> None:
         self.changes.append(change)

@@ -33,7 +33,7 @@ from celery_subproc_pool.records import (
 )
 from celery_subproc_pool.scheduler import CRASHES_REMEMBERED
 
-from .test_scheduler import World, child_of, kills, kind, new_child, reports
+from .test_scheduler import READ_ALL, READY, World, child_of, kills, kind, new_child, reports
 
 MIB = 2**20
 
@@ -42,7 +42,7 @@ def world_of(size: int = 1, **settings: Any) -> World:
     """A world of one group whose children say when they are ready, and are."""
     world = World(a=kind(size, handshake=True, **settings))
     for child in world.children():
-        world.tell(world.scheduler.ready, child, None)
+        world.tell(world.scheduler.ready, child, READY, None)
     return world
 
 
@@ -77,13 +77,13 @@ def test_a_successor_boots_during_a_childs_last_job() -> None:
     waiting = world.submit("z")
     assert waiting.state is JobState.QUEUED, "a promise: no job too many"
 
-    actions = world.tell(world.scheduler.ready, successor, None)
+    actions = world.tell(world.scheduler.ready, successor, READY, None)
     assert actions == [
         Recycled(child, successor),
         CloseStdin(child),
         Accept(waiting, successor, 0.0),
     ]
-    assert world.tell(world.scheduler.exited, child, 0, 0) == [Forget(child)]
+    assert world.tell(world.scheduler.exited, child, 0, READ_ALL) == [Forget(child)]
     assert world.scheduler.groups["a"].replaced == {Cause.RECYCLED: 1}
     assert world.tell(world.scheduler.finish, job) == [Finished(job)]
 
@@ -92,7 +92,7 @@ def test_a_child_whose_successor_is_ready_ends_its_job_first() -> None:
     world = world_of(max_jobs=1)
     job, child = world.send("x")
     successor = successor_of(child)
-    assert world.tell(world.scheduler.ready, successor, None) == [Recycled(child, successor)]
+    assert world.tell(world.scheduler.ready, successor, READY, None) == [Recycled(child, successor)]
     assert (child.state, successor.state) == (ChildState.BUSY, ChildState.IDLE)
     assert child_of(world.submit("y")) is successor
     assert world.tell(world.scheduler.replied, child, Ok()) == [
@@ -139,7 +139,7 @@ def test_an_old_child_serves_until_another_can() -> None:
     assert do(world)[0] is child
     successor = successor_of(child)
     world.now = 95.0
-    assert world.tell(world.scheduler.ready, successor, None) == [
+    assert world.tell(world.scheduler.ready, successor, READY, None) == [
         Recycled(child, successor),
         CloseStdin(child),
     ]
@@ -149,7 +149,7 @@ def test_an_old_child_serves_until_another_can() -> None:
 def test_a_job_is_not_interrupted_because_its_child_is_old() -> None:
     world = world_of(max_age=100.0)
     job, child = world.send()
-    actions = world.at(90.0) + world.tell(world.scheduler.ready, successor_of(child), None)
+    actions = world.at(90.0) + world.tell(world.scheduler.ready, successor_of(child), READY, None)
     assert not kills(actions)
     assert world.at(5000.0) != []
     assert job.state is JobState.SENT
@@ -191,14 +191,14 @@ def test_a_child_may_ask_to_be_replaced() -> None:
 def test_a_quarter_of_a_group_is_recycled_at_a_time(size: int, most: int) -> None:
     world = World(a=kind(size, handshake=True, max_age=100.0), limit=100)
     for child in world.children():
-        world.tell(world.scheduler.ready, child, None)
+        world.tell(world.scheduler.ready, child, READY, None)
     old = world.children()
     booting = [action.child for action in world.at(90.0) if isinstance(action, Spawn)]
     assert len(booting) == most
     replaced = 0
     while booting:
         replaced += 1
-        actions = world.tell(world.scheduler.ready, booting.pop(0), None)
+        actions = world.tell(world.scheduler.ready, booting.pop(0), READY, None)
         booting += [action.child for action in actions if isinstance(action, Spawn)]
         assert len(booting) <= most
         assert world.scheduler.groups["a"].in_service == size
@@ -220,7 +220,7 @@ def test_a_successor_that_fails_costs_the_old_child_nothing() -> None:
     world = world_of(max_age=100.0)
     [child] = world.children()
     successor = new_child(world.at(90.0))
-    [report] = reports(world.tell(world.scheduler.exited, successor, 1, 0))
+    [report] = reports(world.tell(world.scheduler.exited, successor, 1, READ_ALL))
     assert report.delay == pytest.approx(0.1)
     assert (child.slot.child, child.slot.successor) == (child, None)
     assert do(world)[0] is child
@@ -229,11 +229,11 @@ def test_a_successor_that_fails_costs_the_old_child_nothing() -> None:
 
 def test_a_group_of_one_job_each_forgets_a_failure_too() -> None:
     world = world_of(max_jobs=1)
-    world.tell(world.scheduler.exited, world.children()[0], 1, 0)
-    world.tell(world.scheduler.ready, new_child(world.at(0.1)), None)
+    world.tell(world.scheduler.exited, world.children()[0], 1, READ_ALL)
+    world.tell(world.scheduler.ready, new_child(world.at(0.1)), READY, None)
     child, _ = do(world)
     assert child.slot.failures == 1
-    world.tell(world.scheduler.ready, successor_of(child), None)
+    world.tell(world.scheduler.ready, successor_of(child), READY, None)
     assert child.slot.failures == 0
 
 
@@ -243,12 +243,12 @@ def test_successors_back_off_however_well_the_old_child_does() -> None:
     world.at(90.0)
     delays = []
     for number in range(4):
-        [report] = reports(world.tell(world.scheduler.exited, successor_of(child), 1, 0))
+        [report] = reports(world.tell(world.scheduler.exited, successor_of(child), 1, READ_ALL))
         delays.append(report.delay)
         assert do(world, str(number))[0] is child
         world.at(world.now + report.delay)
     assert delays == pytest.approx([0.1, 0.2, 0.4, 0.8])
-    world.tell(world.scheduler.ready, successor_of(child), None)
+    world.tell(world.scheduler.ready, successor_of(child), READY, None)
     do(world, "x")
     assert child.slot.failures == 0
 
@@ -269,9 +269,9 @@ def test_a_successor_takes_the_place_of_a_child_that_dies_meanwhile(handshake: b
     world = World(a=kind(1, handshake=handshake, max_age=100.0))
     [child] = world.children()
     if handshake:
-        world.tell(world.scheduler.ready, child, None)
+        world.tell(world.scheduler.ready, child, READY, None)
     successor = new_child(world.at(90.0))
-    actions = world.tell(world.scheduler.exited, child, 1, 0)
+    actions = world.tell(world.scheduler.exited, child, 1, READ_ALL)
     assert [type(action) for action in actions].count(Spawn) == 0
     assert child.slot.child is successor
     assert child.slot.successor is None
@@ -279,7 +279,9 @@ def test_a_successor_takes_the_place_of_a_child_that_dies_meanwhile(handshake: b
     # Who can't tell when it is ready serves at once, like any other.
     assert (job.child is successor) == (not handshake)
     if handshake:
-        assert Accept(job, successor, 90.0) in world.tell(world.scheduler.ready, successor, None)
+        assert Accept(job, successor, 90.0) in world.tell(
+            world.scheduler.ready, successor, READY, None
+        )
 
 
 def test_a_successor_that_is_not_even_spawned_takes_a_dead_childs_place() -> None:
@@ -291,7 +293,7 @@ def test_a_successor_that_is_not_even_spawned_takes_a_dead_childs_place() -> Non
     [spawn] = world.scheduler.dispatch(world.now)
     assert isinstance(spawn, Spawn)
     assert spawn.child is child.slot.successor
-    world.note(world.scheduler.exited, child, 1, 0)
+    world.note(world.scheduler.exited, child, 1, READ_ALL)
     assert spawn.child.state is ChildState.STARTING
     world.perform([spawn])
     assert spawn.child.state is ChildState.IDLE
@@ -301,8 +303,8 @@ def test_a_child_that_was_superseded_and_dies_leaves_its_successor_alone() -> No
     world = world_of(max_jobs=1)
     job, child = world.send()
     successor = successor_of(child)
-    world.tell(world.scheduler.ready, successor, None)
-    actions = world.tell(world.scheduler.exited, child, -11, 0)
+    world.tell(world.scheduler.ready, successor, READY, None)
+    actions = world.tell(world.scheduler.exited, child, -11, READ_ALL)
     assert actions[0] == Settle(job, Lost(-11, ""), child)
     assert not [action for action in actions if isinstance(action, Spawn)]
     assert (child.slot.child, child.slot.failures) == (successor, 0)
@@ -328,7 +330,7 @@ def test_a_stop_stops_successors_and_those_that_retire() -> None:
 def test_shrink_takes_a_successor_along() -> None:
     world = World(limit=2, a=kind(None, handshake=True, max_age=100.0))
     for child in world.children():
-        world.tell(world.scheduler.ready, child, None)
+        world.tell(world.scheduler.ready, child, READY, None)
     # Of both, who is older by a hair first.
     successor = new_child(world.at(90.0))
     world.scheduler.groups["a"].slots.sort(key=lambda slot: slot.successor is not None)
@@ -371,7 +373,7 @@ def test_a_group_comes_up_when_a_child_has_lived_for_a_moment() -> None:
     assert world.scheduler.booting
     world.tell(world.scheduler.stdout_closed, child)
     assert world.scheduler.booting, "its exit status is still to come"
-    world.tell(world.scheduler.exited, child, 127, 0)
+    world.tell(world.scheduler.exited, child, 127, READ_ALL)
     assert not world.scheduler.booting
     assert not group.came_up
     assert group.failure == "it closed its stdout; it exited: exitcode 127"
@@ -379,7 +381,7 @@ def test_a_group_comes_up_when_a_child_has_lived_for_a_moment() -> None:
 
 def test_a_job_done_is_proof_too() -> None:
     world = World(a=kind(1))
-    world.tell(world.scheduler.exited, world.children()[0], 1, 0)
+    world.tell(world.scheduler.exited, world.children()[0], 1, READ_ALL)
     child = new_child(world.at(0.1))
     assert not child.proven
     _, actions = do(world)
@@ -394,8 +396,8 @@ def test_a_group_is_whole_again_when_all_its_children_work() -> None:
     world = World(a=kind(2))
     group = world.scheduler.groups["a"]
     first, second = world.children()
-    world.tell(world.scheduler.exited, first, 1, 0)
-    world.tell(world.scheduler.exited, second, 1, 0)
+    world.tell(world.scheduler.exited, first, 1, READ_ALL)
+    world.tell(world.scheduler.exited, second, 1, READ_ALL)
     assert (group.degraded, group.in_service, group.cooling) == (True, 0, 2)
     world.spawns_fail = True
     world.at(0.1)
@@ -410,7 +412,7 @@ def test_a_group_is_whole_again_when_all_its_children_work() -> None:
 def test_a_child_that_is_blameless_degrades_nothing() -> None:
     world = World(a=kind())
     do(world)
-    world.tell(world.scheduler.exited, world.children()[0], 1, 0)
+    world.tell(world.scheduler.exited, world.children()[0], 1, READ_ALL)
     assert not world.scheduler.groups["a"].degraded
 
 
@@ -422,7 +424,7 @@ def crash(world: World, task_id: str = "x", status: int = -11, **options: Any) -
     job = Job(task_id, "task", "a", **options)
     job.request = b"request"
     world.tell(world.scheduler.submit, job)
-    actions = world.tell(world.scheduler.exited, child_of(job), status, 0)
+    actions = world.tell(world.scheduler.exited, child_of(job), status, READ_ALL)
     [lost] = (action.outcome for action in actions if isinstance(action, Settle))
     assert isinstance(lost, Lost)
     world.at(world.now + 60.0)
@@ -469,7 +471,7 @@ def test_a_crash_while_the_worker_stops_is_the_workers_doing() -> None:
     world = World(a=kind(max_crashes=1))
     job, child = world.send()
     world.tell(world.scheduler.stop)
-    actions = world.tell(world.scheduler.exited, child, -9, 0)
+    actions = world.tell(world.scheduler.exited, child, -9, READ_ALL)
     assert actions[0] == Settle(job, Lost(-9, "the worker stops"), child)
 
 
@@ -480,7 +482,7 @@ def test_a_sigkill_that_was_none_of_ours(by_us: bool) -> None:
     if by_us:
         world.tell(world.scheduler.stdout_closed, child)
         assert Kill(child, signal.SIGKILL) in world.at(1.0)
-    actions = world.tell(world.scheduler.exited, child, -9, 0)
+    actions = world.tell(world.scheduler.exited, child, -9, READ_ALL)
     [lost] = (action.outcome for action in actions if isinstance(action, Settle))
     assert isinstance(lost, Lost)
     assert lost.killed != by_us
@@ -500,7 +502,7 @@ def test_a_restart_replaces_all_children_few_at_a_time() -> None:
     for child in old:
         successor = new_child(actions)
         assert group.in_service == 4
-        actions = world.tell(world.scheduler.ready, successor, None)
+        actions = world.tell(world.scheduler.ready, successor, READY, None)
         assert Recycled(child, successor) in actions
         assert world.started[-1] is successor
         assert child.slot.last_exit == Exit(child.pid, "the pool is restarted", 0.0)
@@ -512,7 +514,7 @@ def test_a_restart_interrupts_no_job() -> None:
     world = world_of()
     job, child = world.send()
     world.tell(world.scheduler.restart, [child.group])
-    world.tell(world.scheduler.ready, successor_of(child), None)
+    world.tell(world.scheduler.ready, successor_of(child), READY, None)
     assert (job.state, child.state) == (JobState.SENT, ChildState.BUSY)
     assert CloseStdin(child) in world.tell(world.scheduler.replied, child, Ok())
 
@@ -522,13 +524,13 @@ def test_what_boots_when_a_restart_comes_is_replaced_too() -> None:
     [first] = world.children()
     second = new_child(world.tell(world.scheduler.restart, [first.group]))
     # It may have read the old code already.
-    assert not world.tell(world.scheduler.ready, first, None)
+    assert not world.tell(world.scheduler.ready, first, READY, None)
     third = new_child(
         world.tell(world.scheduler.restart, [first.group])
-        + world.tell(world.scheduler.ready, second, None)
+        + world.tell(world.scheduler.ready, second, READY, None)
     )
     assert third.slot.child is second
-    assert Recycled(second, third) in world.tell(world.scheduler.ready, third, None)
+    assert Recycled(second, third) in world.tell(world.scheduler.ready, third, READY, None)
     assert world.scheduler.groups["a"].slots[0].child is third
     assert not third.worn
 
@@ -538,7 +540,7 @@ def test_a_successor_that_was_to_be_replaced_is_so_when_its_child_dies() -> None
     [child] = world.children()
     first = new_child(world.tell(world.scheduler.restart, [child.group]))
     world.tell(world.scheduler.restart, [child.group])
-    actions = world.tell(world.scheduler.exited, child, 1, 0)
+    actions = world.tell(world.scheduler.exited, child, 1, READ_ALL)
     assert child.slot.child is first
     assert successor_of(first) is new_child(actions)
 
@@ -546,7 +548,7 @@ def test_a_successor_that_was_to_be_replaced_is_so_when_its_child_dies() -> None
 def test_a_restart_ends_what_a_slot_waits_for() -> None:
     world = world_of()
     [child] = world.children()
-    world.tell(world.scheduler.exited, child, 1, 0)
+    world.tell(world.scheduler.exited, child, 1, READ_ALL)
     assert child.slot.spawn_at == 0.1
     assert child.slot.last_exit == Exit(child.pid, "it exited: exitcode 1", 0.0)
     fresh = new_child(world.tell(world.scheduler.restart, [child.group]))
@@ -557,6 +559,8 @@ def test_a_successor_that_cannot_start_leaves_the_old_child_after_a_restart() ->
     world = world_of()
     [child] = world.children()
     successor = new_child(world.tell(world.scheduler.restart, [child.group]))
-    world.tell(world.scheduler.exited, successor, 1, 0)
+    world.tell(world.scheduler.exited, successor, 1, READ_ALL)
     assert do(world)[0] is child
-    assert Recycled in map(type, world.tell(world.scheduler.ready, new_child(world.at(0.2)), None))
+    assert Recycled in map(
+        type, world.tell(world.scheduler.ready, new_child(world.at(0.2)), READY, None)
+    )

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
+from celery import Celery
 
 from celery_subproc_pool.config import (
     ChildSettings,
@@ -18,6 +19,7 @@ from celery_subproc_pool.config import (
     with_limits,
 )
 from celery_subproc_pool.errors import ConfigError
+from celery_subproc_pool.routes import Routes
 
 ARGV = {"argv": ["cat"]}
 VARIABLE = "CELERY_SUBPROC_POOL"
@@ -28,7 +30,7 @@ COMMON = (
 )
 KNOWN = (
     f"{COMMON}, argv, tasks, clean_env, timeout, handshake, max_message_bytes,"
-    " throttle_max_retries, soft_timeout_signal"
+    " throttle_max_retries, soft_timeout_signal, max_in_flight, inactivity_timeout, cancel_grace"
 )
 
 
@@ -221,14 +223,15 @@ def test_the_first_group_that_takes_a_task_gets_it() -> None:
     settings = PoolSettings(
         children={
             "one": ChildSettings(argv=("cat",), tasks=("a.special",)),
-            "two": ChildSettings(argv=("cat",), tasks=("a.*",)),
-            "three": ChildSettings(argv=("cat",), tasks=("a.special", "b.*")),
+            "two": ChildSettings(argv=("cat",), tasks=("a.*", "a.other")),
+            "three": ChildSettings(argv=("cat",), tasks=("a.special", "b.*", "b.x")),
         }
     )
-    assert settings.group_for("a.special") == "one"
-    assert settings.group_for("a.other") == "two"
-    assert settings.group_for("b.x") == "three"
-    assert settings.group_for("c.x") is None
+    assert Routes(Celery(), settings).external == {
+        "a.special": "one",
+        "a.other": "two",
+        "b.x": "three",
+    }
 
 
 # -- what is refused
@@ -450,6 +453,11 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no such signal": (
         {"argv": ["cat"], "soft_timeout_signal": "USR1"},
         ".soft_timeout_signal: expected a signal's name such as 'SIGUSR1', got 'USR1'",
+    ),
+    "many jobs for a child that can't say so": (
+        {"argv": ["cat"], "max_in_flight": 2},
+        ".max_in_flight: expected 1 where handshake is not set, got 2; only a child that announces"
+        " 'multiplex' in its handshake can have several jobs at a time",
     ),
     "a signal's number": (
         {"argv": ["cat"], "soft_timeout_signal": 10},

@@ -13,6 +13,7 @@ import pytest
 
 from celery_subproc_pool import protocol, records
 from celery_subproc_pool.errors import SpawnError
+from celery_subproc_pool.protocol import CancelReason
 
 from .conftest import guardians, python_child, sh_child, wait_for
 from .engine import Engine, answer
@@ -222,11 +223,11 @@ def test_a_reply_that_is_there_is_not_late_because_nobody_has_read_it(tmp_path: 
         assert job.state is records.JobState.SENT
         # The engine is not turned meanwhile.
         wait_for(answered.exists, "the reply")
-        engine.supervisor.terminate(job, signal.SIGTERM)
+        engine.supervisor.terminate(job, signal.SIGTERM, CancelReason.REVOKED)
         assert answer(engine.outcome_of(job)) == protocol.Ok(id="job", result="in time")
         late = engine.begin([["wait", "/nowhere"]], task_id="late")
         assert late.state is records.JobState.SENT
-        engine.supervisor.terminate(late, signal.SIGTERM)
+        engine.supervisor.terminate(late, signal.SIGTERM, CancelReason.REVOKED)
         assert engine.outcome_of(late) == records.Terminated(signal.SIGTERM)
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from celery_subproc_pool.facts import group_facts, rows
-from celery_subproc_pool.protocol import Ok, Throttled
+from celery_subproc_pool.protocol import Ok, Ready, Throttled
 from celery_subproc_pool.records import TIMES_REMEMBERED, Child
 
-from .test_scheduler import World, kind
+from .test_scheduler import READ_ALL, World, kind
 
 NONE_YET: dict[str, Any] = {"wait": {}, "run": {}, "jobs": 0, "throttled": 0}
 
@@ -22,7 +22,7 @@ def job_of(world: World, wait: float, run: float, reply: Any = None) -> None:
     world.now += wait
     world.tell(world.scheduler.replied, child, Ok())
     world.tell(world.scheduler.finish, busy)
-    [job] = [child.job for child in world.children() if child.job is not None]
+    [job] = [job for child in world.children() for job in child.jobs.values()]
     world.tell(world.scheduler.provide, job, b"request")
     world.now += run
     world.tell(world.scheduler.replied, child, reply or Ok())
@@ -62,9 +62,9 @@ def test_percentiles_are_those_of_the_latest_jobs() -> None:
 def test_rows() -> None:
     world = World(a=kind(2, handshake=True), b=kind(1))
     first, second = world.children("a")
-    world.tell(world.scheduler.ready, first, None)
+    world.tell(world.scheduler.ready, first, Ready(protocol=1), None)
     job, _ = world.send("x")
-    world.tell(world.scheduler.exited, second, 3, 0)
+    world.tell(world.scheduler.exited, second, 3, READ_ALL)
     world.now = 10.0
 
     def memory_of(child: Child) -> int:
@@ -81,6 +81,8 @@ def test_rows() -> None:
             "jobs": 0,
             "rss": 101_000,
             "task": {"name": job.task_name, "id": "x", "seconds": 10.0},
+            "in_flight": 1,
+            "name": None,
             "last_exit": None,
         },
         {
@@ -92,6 +94,8 @@ def test_rows() -> None:
             "jobs": 0,
             "rss": 0,
             "task": None,
+            "in_flight": 0,
+            "name": None,
             "last_exit": {"pid": 102, "seconds": 10.0, "reason": "it exited: exitcode 3"},
         },
         {
@@ -103,6 +107,8 @@ def test_rows() -> None:
             "jobs": 0,
             "rss": 103_000,
             "task": None,
+            "in_flight": 0,
+            "name": None,
             "last_exit": None,
         },
     ]
@@ -111,7 +117,7 @@ def test_rows() -> None:
 def test_a_row_for_each_of_two_children_of_a_slot() -> None:
     world = World(a=kind(1, handshake=True))
     [child] = world.children()
-    world.tell(world.scheduler.ready, child, None)
+    world.tell(world.scheduler.ready, child, Ready(protocol=1), None)
     world.submit("reserved")
     world.tell(world.scheduler.restart, [child.group])
     old, new = rows([child.group], world.now, lambda child: 0)

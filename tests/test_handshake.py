@@ -43,7 +43,7 @@ from celery_subproc_pool.scheduler import EOF_GRACE
 
 from .conftest import sh_child
 from .engine import Engine, answer
-from .test_scheduler import World, kills, kind, new_child, reports
+from .test_scheduler import READ_ALL, World, kills, kind, new_child, reports
 
 ECHO = 'while IFS= read -r line; do echo \'{"status":"ok"}\'; done'
 READY = 'echo \'{"status":"ready","protocol":1}\''
@@ -55,7 +55,10 @@ READY = 'echo \'{"status":"ready","protocol":1}\''
     ("line", "greeting"),
     [
         (b'{"status":"ready","protocol":1}', Ready(protocol=1)),
-        (b' {"status":"ready","protocol":1,"pid":7,"name":"x"}', Ready(protocol=1, pid=7)),
+        (
+            b' {"status":"ready","protocol":1,"pid":7,"name":"x"}',
+            Ready(protocol=1, pid=7, name="x"),
+        ),
         (b'{"status":"fatal","message":"no db"}', Fatal(message="no db")),
         (b'{"status":"fatal"}', Fatal(message="no reason given")),
         (b"Loading...", None),
@@ -134,7 +137,7 @@ def jobs_without_tracer(world: World, *ids: str) -> list[Job]:
 
 
 def ready(world: World, child: Child, pid: int | None = None) -> list[object]:
-    return list(world.tell(world.scheduler.ready, child, pid))
+    return list(world.tell(world.scheduler.ready, child, Ready(protocol=1), pid))
 
 
 def test_a_job_waits_until_a_child_is_ready() -> None:
@@ -196,9 +199,9 @@ def test_a_child_that_is_not_ready_in_time_is_replaced() -> None:
     assert report.delay == pytest.approx(0.1)
     assert kills(actions) == [signal.SIGKILL]
     assert world.scheduler.booting, "its end may tell more"
-    assert world.tell(world.scheduler.ready, first, None) == []
+    assert world.tell(world.scheduler.ready, first, Ready(protocol=1), None) == []
     assert world.tell(world.scheduler.boot_failed, first, "late") == []
-    world.tell(world.scheduler.exited, first, -9, 0)
+    world.tell(world.scheduler.exited, first, -9, READ_ALL)
     assert not world.scheduler.booting, "the first attempt of each slot is over"
 
 
@@ -218,7 +221,7 @@ def test_a_child_that_closes_its_stdout_while_it_boots_has_a_moment_to_exit() ->
     first, second = world.children()
     for child in (first, second):
         assert world.tell(world.scheduler.stdout_closed, child) == []
-    [report] = reports(world.tell(world.scheduler.exited, first, 7, 0))
+    [report] = reports(world.tell(world.scheduler.exited, first, 7, READ_ALL))
     assert report.reason == "it exited: exitcode 7"
     [report] = reports(world.at(EOF_GRACE))
     assert (report.child, report.reason) == (second, "it closed its stdout")
@@ -237,7 +240,7 @@ def test_a_replacement_boots_before_it_serves() -> None:
     [child] = world.children()
     ready(world, child)
     [job] = jobs_without_tracer(world, "x")
-    actions = world.tell(world.scheduler.exited, child, -9, 0)
+    actions = world.tell(world.scheduler.exited, child, -9, READ_ALL)
     assert actions[0] == Settle(job, Lost(-9, "", killed=True), child)
     [later] = jobs_without_tracer(world, "y")
     successor = new_child(world.at(1.0))

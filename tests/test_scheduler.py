@@ -12,7 +12,7 @@ import pytest
 from celery_subproc_pool.children import BACKOFF_LAST, SETTLE
 from celery_subproc_pool.config import ChildSettings
 from celery_subproc_pool.errors import TransitionError
-from celery_subproc_pool.protocol import Ok
+from celery_subproc_pool.protocol import Ok, Ready
 from celery_subproc_pool.records import (
     TRANSITIONS,
     Accept,
@@ -46,6 +46,13 @@ from celery_subproc_pool.scheduler import EOF_GRACE, Scheduler
 
 STOP_TIMEOUT = 10.0
 
+#: What was written to each child before its first request, and what it is worth.
+BOOT = b"boot"
+READ_NOTHING, READ_ALL = len(BOOT), 10**6
+
+#: What a child says that has booted and knows no more than it must.
+READY = Ready(protocol=1)
+
 
 def kind(size: int | None = 1, **settings: Any) -> ChildSettings:
     """Settings of a group; with a size of None it grows and shrinks."""
@@ -66,6 +73,8 @@ class World:
         self.now = -SETTLE
         self.last_pid = 100
         self.spawns_fail = False
+        #: The event that answers a `Write`.
+        self.writes = "written"
         self.started: list[Child] = []
         self.children_boot_slowly = boot_slowly
         self.scheduler = Scheduler(
@@ -80,7 +89,8 @@ class World:
         self.at(0.0)
 
     def perform(self, actions: list[Action]) -> list[Action]:
-        """Answer each `Spawn`. Returns all actions, with those that followed, but for `Started`."""
+        """Answer each `Spawn` and `Write`. Returns all actions, with those that followed, but for
+        `Started`."""
         todo, done = deque(actions), []
         while todo:
             action = todo.popleft()
@@ -90,6 +100,12 @@ class World:
             done.append(action)
             if isinstance(action, Spawn):
                 todo.extend(self._spawn(action.child))
+            elif isinstance(action, Write) and self.writes == "written":
+                job, child = action.job, action.child
+                todo.extend(self.scheduler.written(child, job, len(BOOT), self.now))
+            elif isinstance(action, Write):
+                event: Callable[..., list[Action]] = getattr(self.scheduler, self.writes)
+                todo.extend(event(action.child, "third", self.now))
         return done
 
     def _spawn(self, child: Child) -> list[Action]:
@@ -289,7 +305,7 @@ def test_a_replacement_serves_after_those_that_have_served() -> None:
     (_, first), (_, second) = world.send("x"), world.send("y")
     world.tell(world.scheduler.replied, second, Ok())
     world.tell(world.scheduler.replied, first, Ok())
-    world.tell(world.scheduler.exited, second, 1, 0)
+    world.tell(world.scheduler.exited, second, 1, READ_ALL)
     assert child_of(world.submit("z")) is first
 
 
@@ -298,7 +314,7 @@ def test_a_tracer_that_never_needs_the_child_gives_it_back() -> None:
     job = world.submit()
     child = child_of(job)
     assert world.tell(world.scheduler.finish, job) == [Finished(job)]
-    assert (child.state, child.job, child.jobs_done) == (ChildState.IDLE, None, 0)
+    assert (child.state, child.jobs, child.jobs_done) == (ChildState.IDLE, {}, 0)
     assert child_of(world.submit("y")) is child
 
 
@@ -365,7 +381,7 @@ def test_the_oldest_of_the_jobs_that_lost_their_children_is_served_first(
     world = World(a=kind(3))
     jobs = [world.submit(str(number)) for number in range(3)]
     for number in order:
-        world.note(world.scheduler.exited, child_of(jobs[number]), 1, 0)
+        world.note(world.scheduler.exited, child_of(jobs[number]), 1, READ_ALL)
     assert list(world.scheduler.groups["a"].waiting) == jobs
 
 
@@ -380,11 +396,11 @@ def test_a_wrong_id_costs_the_job_and_the_child() -> None:
     assert actions == [
         Settle(job, Faulted(reason), child),
         Kill(child, signal.SIGKILL),
-        Report(child, reason, job, 0.1),
+        Report(child, reason, (job,), 0.1),
     ]
     assert (job.state, child.state) == (JobState.ANSWERED, ChildState.STOPPING)
     assert world.tell(world.scheduler.finish, job) == [Finished(job)]
-    assert world.tell(world.scheduler.exited, child, -9, 0) == [Forget(child)]
+    assert world.tell(world.scheduler.exited, child, -9, READ_ALL) == [Forget(child)]
     assert world.children() == []
     assert world.at(0.1) == [Spawn(world.children()[0])]
 
@@ -401,7 +417,7 @@ def test_garbage_from_an_idle_child_costs_the_child_alone() -> None:
     world = World(a=kind(2))
     child = world.children()[1]
     actions = world.tell(world.scheduler.faulted, child, "not JSON")
-    assert actions == [Kill(child, signal.SIGKILL), Report(child, "not JSON", None, 0.1)]
+    assert actions == [Kill(child, signal.SIGKILL), Report(child, "not JSON", (), 0.1)]
     assert child_of(world.submit()) is world.children()[0]
 
 
@@ -447,7 +463,7 @@ def test_a_reply_before_the_request_costs_the_child_and_spares_the_job() -> None
     assert ends(actions) == []
     assert not any(isinstance(action, Accept) for action in actions)
     assert child_of(job) is not first
-    assert first.job is None
+    assert not first.jobs
 
 
 def test_what_a_child_says_while_it_is_stopped_is_not_heard() -> None:
@@ -464,7 +480,7 @@ def test_what_a_child_says_while_it_is_stopped_is_not_heard() -> None:
 def test_a_child_that_is_gone_is_not_replaced_again() -> None:
     world = World(a=kind())
     (child,) = world.children()
-    world.tell(world.scheduler.exited, child, 0, 0)
+    world.tell(world.scheduler.exited, child, 0, READ_ALL)
     assert world.tell(world.scheduler.faulted, child, "Report failed") == []
 
 
@@ -474,11 +490,11 @@ def test_a_child_that_is_gone_is_not_replaced_again() -> None:
 def test_an_exit_loses_the_job() -> None:
     world = World(a=kind())
     job, child = world.send()
-    actions = world.tell(world.scheduler.exited, child, -11, 0)
+    actions = world.tell(world.scheduler.exited, child, -11, READ_ALL)
     reason = "it exited: signal 11 (SIGSEGV)"
     assert actions == [
         Settle(job, Lost(-11, ""), child),
-        Report(child, reason, job, 0.1),
+        Report(child, reason, (job,), 0.1),
         Forget(child),
     ]
     assert (job.state, child.state) == (JobState.CLOSED, ChildState.GONE)
@@ -487,16 +503,16 @@ def test_an_exit_loses_the_job() -> None:
 
 
 @pytest.mark.parametrize("closed_before", [False, True])
-@pytest.mark.parametrize(("unread", "spared"), [(0, False), (6, False), (7, True), (8, True)])
+@pytest.mark.parametrize(("read", "spared"), [(11, False), (5, False), (4, True), (0, True)])
 def test_an_exit_spares_the_job_whose_request_was_not_read(
-    unread: int, spared: bool, closed_before: bool
+    read: int, spared: bool, closed_before: bool
 ) -> None:
     world = World(a=kind(2))
     job, first = world.send()
-    assert job.request == b"request"
+    assert (job.request, job.offset) == (b"request", len(BOOT))
     if closed_before:
         world.tell(world.scheduler.stdout_closed, first)
-    actions = world.tell(world.scheduler.exited, first, 1, unread)
+    actions = world.tell(world.scheduler.exited, first, 1, read)
     if spared:
         assert ends(actions) == []
         assert actions[-1] == Write(world.children()[0], job)
@@ -510,7 +526,7 @@ def test_an_unread_request_is_lost_all_the_same_once_the_worker_stops() -> None:
     world = World(a=kind(2))
     job, child = world.send()
     world.tell(world.scheduler.stop)
-    actions = world.tell(world.scheduler.exited, child, -9, len(b"request"))
+    actions = world.tell(world.scheduler.exited, child, -9, READ_NOTHING)
     assert ends(actions) == [Settle(job, Lost(-9, "the worker stops"), child)]
 
 
@@ -518,15 +534,15 @@ def test_unread_bytes_of_a_job_that_is_answered_do_not_bring_it_back() -> None:
     world = World(a=kind())
     job, child = world.send()
     world.tell(world.scheduler.replied, child, Ok())
-    assert ends(world.tell(world.scheduler.exited, child, 0, 7)) == []
+    assert ends(world.tell(world.scheduler.exited, child, 0, READ_ALL)) == []
     assert world.tell(world.scheduler.finish, job) == [Finished(job)]
 
 
 def test_an_idle_child_that_exits_is_replaced() -> None:
     world = World(a=kind())
     (child,) = world.children()
-    assert world.tell(world.scheduler.exited, child, 0, 0) == [
-        Report(child, "it exited: exitcode 0", None, 0.1),
+    assert world.tell(world.scheduler.exited, child, 0, READ_ALL) == [
+        Report(child, "it exited: exitcode 0", (), 0.1),
         Forget(child),
     ]
 
@@ -535,7 +551,7 @@ def test_a_job_that_is_only_reserved_goes_to_another_child_and_is_accepted_once(
     world = World(a=kind(2))
     job = world.submit()
     first = child_of(job)
-    actions = world.tell(world.scheduler.exited, first, 1, 0)
+    actions = world.tell(world.scheduler.exited, first, 1, READ_ALL)
     assert ends(actions) == []
     assert not any(isinstance(action, Accept) for action in actions)
     second = child_of(job)
@@ -547,7 +563,7 @@ def test_a_job_that_is_only_reserved_goes_to_another_child_and_is_accepted_once(
 def test_a_request_that_comes_while_its_job_waits_again_is_written_to_the_next_child() -> None:
     world = World(a=kind(1))
     job = world.submit()
-    world.tell(world.scheduler.exited, child_of(job), 1, 0)
+    world.tell(world.scheduler.exited, child_of(job), 1, READ_ALL)
     assert job.state is JobState.QUEUED
     assert not world.idle()
     assert world.tell(world.scheduler.provide, job, b"request") == []
@@ -558,7 +574,7 @@ def test_a_request_that_comes_while_its_job_waits_again_is_written_to_the_next_c
 def test_a_tracer_that_ends_while_its_job_waits_again() -> None:
     world = World(a=kind(1))
     job = world.submit()
-    world.tell(world.scheduler.exited, child_of(job), 1, 0)
+    world.tell(world.scheduler.exited, child_of(job), 1, READ_ALL)
     assert world.scheduler.open_jobs == 0
     assert world.tell(world.scheduler.finish, job) == [Finished(job)]
     assert world.scheduler.open_jobs == 0
@@ -570,9 +586,9 @@ def test_eof_then_exit_loses_the_job_with_the_status() -> None:
     world = World(a=kind())
     job, child = world.send()
     actions = world.tell(world.scheduler.stdout_closed, child)
-    assert actions == [Report(child, "it closed its stdout", job, 0.1)]
+    assert actions == [Report(child, "it closed its stdout", (job,), 0.1)]
     world.now = 0.05
-    actions = world.tell(world.scheduler.exited, child, 3, 0)
+    actions = world.tell(world.scheduler.exited, child, 3, READ_ALL)
     assert ends(actions) == [Settle(job, Lost(3, "it closed its stdout"), child)]
     assert actions[-1] == Forget(child)
     assert kills(world.at(1000.0)) == []
@@ -585,7 +601,7 @@ def test_eof_without_exit_is_killed_after_a_grace() -> None:
     assert kills(world.at(EOF_GRACE - 0.01)) == []
     assert world.at(EOF_GRACE) == [Kill(child, signal.SIGKILL)]
     assert kills(world.at(1000.0)) == []
-    actions = world.tell(world.scheduler.exited, child, -9, 0)
+    actions = world.tell(world.scheduler.exited, child, -9, READ_ALL)
     assert ends(actions) == [Settle(job, Lost(-9, "it closed its stdout"), child)]
 
 
@@ -598,34 +614,36 @@ def test_eof_of_an_idle_child_is_escalated_slowly() -> None:
     assert kills(world.at(2 * STOP_TIMEOUT)) == [signal.SIGKILL]
 
 
-@pytest.mark.parametrize("event", ["unwritten", "unsolicited"])
+@pytest.mark.parametrize("event", ["unwritten", "faulted"])
 def test_a_request_of_which_no_byte_was_written_goes_to_another_child(event: str) -> None:
     world = World(a=kind(2))
-    job, first = world.send()
-    actions = world.tell(getattr(world.scheduler, event), first, "why")
+    world.writes = event
+    job = world.submit()
+    first = child_of(job)
+    actions = world.note(world.scheduler.provide, job, b"request")
+    world.writes = "written"
+    actions += world.turn()
     assert ends(actions) == []
-    assert reports(actions) == [Report(first, "why", job, 0.1)]
+    assert reports(actions) == [Report(first, "third", (job,), 0.1)]
     second = child_of(job)
     assert second is not first
     assert actions[-1] == Write(second, job)
-    assert kills(actions) == ([signal.SIGKILL] if event == "unsolicited" else [])
-    assert ends(world.tell(world.scheduler.exited, first, 0, 0)) == []
+    assert kills(actions) == ([signal.SIGKILL] if event == "faulted" else [])
+    assert ends(world.tell(world.scheduler.exited, first, 0, READ_ALL)) == []
     assert ends(world.tell(world.scheduler.replied, second, Ok(id="x"))) == [
         Settle(job, Answered(Ok(id="x")), second)
     ]
 
 
-@pytest.mark.parametrize("event", ["unwritten", "unsolicited"])
-def test_a_write_that_was_overtaken_by_a_termination_changes_nothing(event: str) -> None:
+def test_a_job_that_is_terminated_before_its_request_was_written_spares_the_child() -> None:
     world = World(a=kind())
     job = world.submit()
     child = child_of(job)
-    world.note(world.scheduler.provide, job, b"request")
-    actions = world.note(world.scheduler.terminate, job, signal.SIGTERM)
-    assert ends(actions) == [Settle(job, Terminated(signal.SIGTERM), child)]
-    assert ends(world.note(getattr(world.scheduler, event), child, "why")) == []
-    assert job.state is JobState.CLOSED
-    assert child.state is ChildState.STOPPING
+    # What it asks for has not been done yet.
+    assert world.scheduler.provide(job, b"request", world.now) == [Write(child, job)]
+    actions = world.tell(world.scheduler.terminate, job, signal.SIGTERM)
+    assert actions == [Settle(job, Terminated(signal.SIGTERM), child)]
+    assert (job.state, job.child, child.state) == (JobState.CLOSED, None, ChildState.IDLE)
 
 
 # -- time limits and termination
@@ -656,10 +674,10 @@ def test_a_hard_limit_costs_the_child_that_has_the_request() -> None:
     assert actions == [
         Settle(job, TimedOut(5.0), child),
         Kill(child, signal.SIGKILL),
-        Report(child, NO_ANSWER, job, 0.0),
+        Report(child, NO_ANSWER, (job,), 0.0),
         Spawn(new_child(actions)),
     ]
-    assert ends(world.tell(world.scheduler.exited, child, -9, 0)) == []
+    assert ends(world.tell(world.scheduler.exited, child, -9, READ_ALL)) == []
 
 
 def test_a_child_that_has_answered_before_flushes_its_stdout() -> None:
@@ -748,7 +766,7 @@ def test_terminating_a_job_that_waits_drops_it_from_the_queue() -> None:
 def test_terminating_a_job_that_waits_again() -> None:
     world = World(a=kind())
     job = world.submit()
-    world.tell(world.scheduler.exited, child_of(job), 1, 0)
+    world.tell(world.scheduler.exited, child_of(job), 1, READ_ALL)
     assert world.tell(world.scheduler.terminate, job, 15) == [Settle(job, Terminated(15), None)]
     assert world.scheduler.open_jobs == 0
     assert world.tell(world.scheduler.provide, job, b"late") == []
@@ -772,12 +790,12 @@ def test_terminating_a_job_signals_and_replaces_the_child_that_has_the_request()
     assert actions == [
         Settle(job, Terminated(signal.SIGTERM), child),
         Kill(child, signal.SIGTERM),
-        Report(child, "its job was terminated", job, 0.0),
+        Report(child, "its job was terminated", (job,), 0.0),
         Spawn(new_child(actions)),
     ]
     assert world.at(STOP_TIMEOUT - 0.1) == []
     assert world.at(STOP_TIMEOUT) == [Kill(child, signal.SIGKILL)]
-    assert world.tell(world.scheduler.exited, child, -9, 0) == [Forget(child)]
+    assert world.tell(world.scheduler.exited, child, -9, READ_ALL) == [Forget(child)]
 
 
 def test_terminating_an_answered_or_closed_job_does_nothing() -> None:
@@ -805,7 +823,7 @@ def test_terminating_a_job_whose_child_closed_its_stdout() -> None:
     assert ends(actions) == [Settle(job, Terminated(signal.SIGTERM), child)]
     assert reports(actions) == []
     assert signal.SIGKILL in kills(actions) + kills(world.at(STOP_TIMEOUT))
-    assert ends(world.tell(world.scheduler.exited, child, -9, 0)) == []
+    assert ends(world.tell(world.scheduler.exited, child, -9, READ_ALL)) == []
     assert world.scheduler.open_jobs == 0
 
 
@@ -816,7 +834,7 @@ def failing_delays(world: World, count: int) -> list[float]:
     delays = []
     for _ in range(count):
         (child,) = world.children()
-        (report,) = reports(world.tell(world.scheduler.exited, child, 1, 0))
+        (report,) = reports(world.tell(world.scheduler.exited, child, 1, READ_ALL))
         delays.append(report.delay)
         assert world.children() == []
         assert world.at(world.now + report.delay * 0.99) == []
@@ -845,7 +863,7 @@ def test_backoff_begins_again_after_a_job_that_went_well() -> None:
     assert world.slots()[0].failures == 0
     world.tell(world.scheduler.finish, job)
     # It did a job: no backoff. The next one did not.
-    assert reports(world.tell(world.scheduler.exited, child, 1, 0))[0].delay == 0.0
+    assert reports(world.tell(world.scheduler.exited, child, 1, READ_ALL))[0].delay == 0.0
     assert failing_delays(world, 2) == [0.1, 0.2]
 
 
@@ -856,7 +874,7 @@ def test_a_child_that_did_a_job_is_replaced_at_once() -> None:
     actions = world.tell(world.scheduler.faulted, child, "garbage")
     assert actions == [
         Kill(child, signal.SIGKILL),
-        Report(child, "garbage", None, 0.0),
+        Report(child, "garbage", (), 0.0),
         Spawn(new_child(actions)),
     ]
     assert new_child(actions).slot is child.slot
@@ -865,9 +883,9 @@ def test_a_child_that_did_a_job_is_replaced_at_once() -> None:
 def test_slots_cool_down_each_for_itself() -> None:
     world = World(a=kind(2))
     first, second = world.children()
-    world.tell(world.scheduler.exited, first, 1, 0)
+    world.tell(world.scheduler.exited, first, 1, READ_ALL)
     world.at(0.05)
-    world.tell(world.scheduler.exited, second, 1, 0)
+    world.tell(world.scheduler.exited, second, 1, READ_ALL)
     assert new_child(world.at(0.1)).slot is first.slot
     assert new_child(world.at(0.2)).slot is second.slot
 
@@ -876,10 +894,10 @@ def test_a_spawn_that_fails_is_tried_again_later() -> None:
     world = World(a=kind())
     (child,) = world.children()
     world.spawns_fail = True
-    world.tell(world.scheduler.exited, child, 1, 0)
+    world.tell(world.scheduler.exited, child, 1, READ_ALL)
     actions = world.at(0.1)
     failed = new_child(actions)
-    assert actions == [Spawn(failed), Report(failed, "no such program", None, 0.2)]
+    assert actions == [Spawn(failed), Report(failed, "no such program", (), 0.2)]
     assert failed.state is ChildState.GONE
     assert world.children() == []
     world.spawns_fail = False
@@ -893,7 +911,7 @@ def test_a_spawn_that_fails_is_tried_again_later() -> None:
 def test_close_and_flush_drop_only_what_was_not_accepted() -> None:
     world = World(limit=2, a=kind(1), b=kind(1))
     again = world.submit("again", "a")
-    world.tell(world.scheduler.exited, child_of(again), 1, 0)
+    world.tell(world.scheduler.exited, child_of(again), 1, READ_ALL)
     waiting, other = world.submit("waiting", "a"), world.submit("other", "b")
     local, late = world.submit("local", None), world.submit("late", None)
     assert (again.state, waiting.state) == (JobState.QUEUED, JobState.QUEUED)
@@ -935,7 +953,7 @@ def test_an_idle_child_is_stopped_gently_then_less_gently() -> None:
     assert world.at(2 * STOP_TIMEOUT - 0.1) == []
     assert world.at(2 * STOP_TIMEOUT) == [Kill(child, signal.SIGKILL)]
     assert world.at(1000.0) == []
-    assert world.tell(world.scheduler.exited, child, -9, 0) == [Forget(child)]
+    assert world.tell(world.scheduler.exited, child, -9, READ_ALL) == [Forget(child)]
     assert world.children() == []
 
 
@@ -947,14 +965,14 @@ def test_stop_kills_what_is_busy_and_spawns_nothing() -> None:
     actions = world.tell(world.scheduler.stop)
     assert actions == [
         Kill(busy, signal.SIGKILL),
-        Report(busy, "the worker stops", job, 0.1),
+        Report(busy, "the worker stops", (job,), 0.1),
         CloseStdin(idle),
     ]
-    assert ends(world.tell(world.scheduler.exited, busy, -9, 0)) == [
+    assert ends(world.tell(world.scheduler.exited, busy, -9, READ_ALL)) == [
         Settle(job, Lost(-9, "the worker stops"), busy)
     ]
-    assert world.tell(world.scheduler.exited, idle, 0, 0) == [Forget(idle)]
-    assert world.tell(world.scheduler.exited, gone, -9, 0) == [Forget(gone)]
+    assert world.tell(world.scheduler.exited, idle, 0, READ_ALL) == [Forget(idle)]
+    assert world.tell(world.scheduler.exited, gone, -9, READ_ALL) == [Forget(gone)]
     assert world.at(1000.0) == []
     assert world.tell(world.scheduler.stop) == []
 
@@ -962,7 +980,7 @@ def test_stop_kills_what_is_busy_and_spawns_nothing() -> None:
 def test_a_child_that_was_starting_when_the_worker_stopped_is_stopped_too() -> None:
     world = World(a=kind())
     (old,) = world.children()
-    world.tell(world.scheduler.exited, old, 1, 0)
+    world.tell(world.scheduler.exited, old, 1, READ_ALL)
     world.now = 0.1
     (spawn,) = world.scheduler.tick(world.now)
     assert isinstance(spawn, Spawn)
@@ -971,13 +989,13 @@ def test_a_child_that_was_starting_when_the_worker_stopped_is_stopped_too() -> N
     assert CloseStdin(spawn.child) in world.tell(world.scheduler.spawned, spawn.child, 17)
     assert spawn.child.state is ChildState.STOPPING
     assert kills(world.at(0.1 + STOP_TIMEOUT)) == [signal.SIGTERM]
-    assert world.tell(world.scheduler.exited, spawn.child, -15, 0) == [Forget(spawn.child)]
+    assert world.tell(world.scheduler.exited, spawn.child, -15, READ_ALL) == [Forget(spawn.child)]
 
 
 def test_a_child_that_could_not_start_when_the_worker_stopped_is_gone() -> None:
     world = World(a=kind())
     (old,) = world.children()
-    world.tell(world.scheduler.exited, old, 1, 0)
+    world.tell(world.scheduler.exited, old, 1, READ_ALL)
     world.now = 0.1
     (spawn,) = world.scheduler.tick(world.now)
     assert isinstance(spawn, Spawn)
@@ -1024,7 +1042,7 @@ def test_shrink_takes_the_last_children_that_are_not_busy() -> None:
     world.scheduler.check_shrink(1)
     assert world.tell(world.scheduler.shrink, 1) == [CloseStdin(third)]
     assert world.scheduler.limit == 2
-    assert world.tell(world.scheduler.exited, third, 0, 0) == [Forget(third)]
+    assert world.tell(world.scheduler.exited, third, 0, READ_ALL) == [Forget(third)]
     assert world.children("a") == [first, second]
     assert world.at(1000.0) == []
     assert job.child is busy
@@ -1034,7 +1052,7 @@ def test_shrink_takes_the_last_children_that_are_not_busy() -> None:
 def test_shrink_takes_a_slot_that_cools_down() -> None:
     world = World(limit=2, a=kind(None))
     first, second = world.children()
-    world.tell(world.scheduler.exited, second, 1, 0)
+    world.tell(world.scheduler.exited, second, 1, READ_ALL)
     world.scheduler.check_shrink(1)
     assert world.tell(world.scheduler.shrink, 1) == []
     assert world.at(1000.0) == []
@@ -1079,7 +1097,7 @@ def test_shrink_of_a_child_that_is_still_starting() -> None:
     world.note(world.scheduler.shrink, 1)
     assert CloseStdin(spawn.child) in world.tell(world.scheduler.spawned, spawn.child, 17)
     assert spawn.child.state is ChildState.STOPPING
-    assert world.tell(world.scheduler.exited, spawn.child, 0, 0) == [Forget(spawn.child)]
+    assert world.tell(world.scheduler.exited, spawn.child, 0, READ_ALL) == [Forget(spawn.child)]
     assert len(world.children()) == 1
 
 
@@ -1098,7 +1116,7 @@ def test_shrink_while_the_worker_stops() -> None:
     world.tell(world.scheduler.stop)
     assert world.tell(world.scheduler.shrink, 1) == []
     for child in world.children():
-        world.tell(world.scheduler.exited, child, 0, 0)
+        world.tell(world.scheduler.exited, child, 0, READ_ALL)
     assert world.children() == []
 
 
@@ -1143,7 +1161,7 @@ def test_the_next_deadline_is_a_lower_bound_that_tick_makes_exact() -> None:
 def test_the_next_deadline_knows_of_children_and_slots_too() -> None:
     world = World(a=kind(2), b=kind(1))
     first, second = world.children("a")
-    world.tell(world.scheduler.exited, first, 1, 0)
+    world.tell(world.scheduler.exited, first, 1, READ_ALL)
     assert world.scheduler.next_deadline == 0.1
     world.tell(world.scheduler.stdout_closed, second)
     world.tell(world.scheduler.stdout_closed, world.children("b")[0])
@@ -1151,7 +1169,7 @@ def test_the_next_deadline_knows_of_children_and_slots_too() -> None:
     assert world.scheduler.next_deadline == pytest.approx(0.1 + SETTLE)
     world.at(2 * SETTLE)
     assert world.scheduler.next_deadline == STOP_TIMEOUT
-    world.tell(world.scheduler.exited, second, 0, 0)
+    world.tell(world.scheduler.exited, second, 0, READ_ALL)
     world.at(STOP_TIMEOUT)
     assert world.scheduler.next_deadline == 2 * STOP_TIMEOUT
 
@@ -1163,11 +1181,11 @@ def test_the_limit_of_a_first_job_counts_from_when_its_child_reads_it() -> None:
     world = World(a=kind(), boot_slowly=True)
     job, child = world.send(timeout=2.0, soft_timeout=1.0)
     assert world.at(1.0) == [Probe(child)]
-    assert world.tell(world.scheduler.probed, child, 10**6) == []
+    assert world.tell(world.scheduler.probed, child, READ_NOTHING) == []
     world.at(1.9)
-    world.tell(world.scheduler.probed, child, 10**6)
+    world.tell(world.scheduler.probed, child, READ_NOTHING)
     assert world.at(2.0) == [Probe(child)]
-    assert world.tell(world.scheduler.probed, child, 0) == []
+    assert world.tell(world.scheduler.probed, child, READ_ALL) == []
     assert child.has_read
     assert world.at(2.9) == []
     assert world.at(3.0) == [SoftTimeout(job, child, None)]
@@ -1181,7 +1199,7 @@ def test_a_child_that_had_read_its_first_job_in_time_gets_no_more(
     world = World(a=kind(), boot_slowly=True)
     job, child = world.send(**limits)
     assert world.at(2.0) == [Probe(child)]
-    (action,) = world.tell(world.scheduler.probed, child, 0)[:1]
+    (action,) = world.tell(world.scheduler.probed, child, READ_ALL)[:1]
     if "soft_timeout" in limits:
         assert action == SoftTimeout(job, child, None)
     else:
@@ -1193,7 +1211,7 @@ def test_a_probe_that_comes_too_late_changes_nothing() -> None:
     job, child = world.send(timeout=2.0)
     world.at(2.0)
     world.tell(world.scheduler.replied, child, Ok())
-    assert world.tell(world.scheduler.probed, child, 0) == []
+    assert world.tell(world.scheduler.probed, child, READ_ALL) == []
     assert job.state is JobState.ANSWERED
 
 
@@ -1201,12 +1219,12 @@ def test_a_child_that_never_reads_is_replaced_and_its_job_begins_anew() -> None:
     world = World(a=kind(), boot_slowly=True)
     job, child = world.send(timeout=2.0)
     assert world.at(59.0) == [Probe(child)]
-    assert world.tell(world.scheduler.probed, child, 10**6) == []
+    assert world.tell(world.scheduler.probed, child, READ_NOTHING) == []
     assert world.at(61.0) == [Probe(child)]
-    assert Kill(child, signal.SIGKILL) in world.tell(world.scheduler.probed, child, 10**6)
+    assert Kill(child, signal.SIGKILL) in world.tell(world.scheduler.probed, child, READ_NOTHING)
     assert child.reason == "it did not read its first request within 60 s (start_timeout)"
     # It never read the job, whose time has not begun.
-    assert ends(world.tell(world.scheduler.exited, child, -9, 10**6)) == []
+    assert ends(world.tell(world.scheduler.exited, child, -9, READ_NOTHING)) == []
     world.at(61.2)
     assert (job.state, child_of(job).pid) == (JobState.SENT, 102)
     assert Probe(child_of(job)) in world.at(63.0)
@@ -1216,7 +1234,7 @@ def test_a_child_that_is_first_looked_at_after_a_long_job_has_begun_it() -> None
     world = World(a=kind(), boot_slowly=True)
     job, child = world.send(timeout=600.0)
     assert world.at(600.0) == [Probe(child)]
-    assert ends(world.tell(world.scheduler.probed, child, 0)) == [
+    assert ends(world.tell(world.scheduler.probed, child, READ_ALL)) == [
         Settle(job, TimedOut(600.0), child)
     ]
 
@@ -1224,7 +1242,7 @@ def test_a_child_that_is_first_looked_at_after_a_long_job_has_begun_it() -> None
 def test_a_job_that_lost_its_child_keeps_its_limit_while_it_waits() -> None:
     world = World(a=kind())
     job = world.submit(timeout=2.0)
-    world.tell(world.scheduler.exited, child_of(job), 1, 0)
+    world.tell(world.scheduler.exited, child_of(job), 1, READ_ALL)
     other = world.submit("y", timeout=2.0)
     assert job.state is JobState.QUEUED
     world.spawns_fail = True
@@ -1238,7 +1256,7 @@ def test_a_job_whose_children_end_before_they_read_it_is_given_up() -> None:
     job, child = world.send()
     for attempt in range(4):
         assert job.state is not JobState.CLOSED
-        actions = world.tell(world.scheduler.exited, child, 1, 10**6)
+        actions = world.tell(world.scheduler.exited, child, 1, READ_NOTHING)
         if attempt < 3:
             assert ends(actions) == []
             world.at(world.now + 100)

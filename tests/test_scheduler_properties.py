@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from celery_subproc_pool.config import ChildSettings
-from celery_subproc_pool.protocol import Ok
+from celery_subproc_pool.protocol import Log, Ok, Progress, Ready
 from celery_subproc_pool.records import (
     Accept,
     Action,
@@ -35,7 +35,9 @@ from celery_subproc_pool.records import (
     Lost,
     Measure,
     Probe,
+    Report,
     Settle,
+    SoftTimedOut,
     Spawn,
     Write,
 )
@@ -54,45 +56,85 @@ class Process:
 
     def __init__(self, child: Child) -> None:
         self.child = child
-        #: What it has been asked and has not answered.
-        self.asked: Job | None = None
+        #: What it has been asked and has not answered, by id; in order.
+        self.asked: dict[str, Job] = {}
+        #: How many bytes were written to it, and where the request of each job begins.
+        self.written = 0
+        self.offsets: dict[Job, int] = {}
         self.stdout_open = True
         self.killed = False
         #: Whether it has still to say that it is ready.
         self.boots = child.group.settings.handshake
 
 
+#: The groups of the world.
+KINDS = {
+    "elastic": ChildSettings(
+        argv=("true",), size=None, stop_timeout=3.0, max_memory=BIG, recycle_jitter=0.0
+    ),
+    "fixed": ChildSettings(
+        argv=("true",),
+        size=2,
+        stop_timeout=3.0,
+        soft_timeout_signal="SIGUSR1",
+        max_jobs=2,
+        max_crashes=1,
+    ),
+    "tracing": ChildSettings(
+        argv=("true",),
+        size=5,
+        stop_timeout=3.0,
+        handshake=True,
+        start_timeout=7.0,
+        max_age=20.0,
+    ),
+    "async": ChildSettings(
+        argv=("true",),
+        size=2,
+        stop_timeout=3.0,
+        handshake=True,
+        max_in_flight=3,
+        max_jobs=9,
+        cancel_grace=2.0,
+        inactivity_timeout=6.0,
+    ),
+    "async elastic": ChildSettings(
+        argv=("true",),
+        size=None,
+        stop_timeout=3.0,
+        handshake=True,
+        max_in_flight=2,
+        cancel_grace=1.0,
+        max_crashes=1,
+    ),
+}
+
+
+def greeting(child: Child) -> Ready:
+    """What a child says of itself: some can be told to end a job, and some can't."""
+    if not child.group.name.startswith("async"):
+        return Ready(protocol=1)
+    features = ("multiplex", "progress", "log", "cancel")[: 4 if child.number % 3 else 3]
+    return Ready(protocol=1, features=features, max_in_flight=child.number % 3 + 2)
+
+
 class World(RuleBasedStateMachine):
     """See this module's docstring."""
+
+    #: The groups that there are; None is the worker itself.
+    groups: tuple[str | None, ...] = (*KINDS, None)
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        kinds = {
-            "elastic": ChildSettings(
-                argv=("true",), size=None, stop_timeout=3.0, max_memory=BIG, recycle_jitter=0.0
-            ),
-            "fixed": ChildSettings(
-                argv=("true",),
-                size=2,
-                stop_timeout=3.0,
-                soft_timeout_signal="SIGUSR1",
-                max_jobs=2,
-                max_crashes=1,
-            ),
-            "tracing": ChildSettings(
-                argv=("true",),
-                size=5,
-                stop_timeout=3.0,
-                handshake=True,
-                start_timeout=7.0,
-                max_age=20.0,
-            ),
-        }
-        limit = 3
+        limit = 4
         jitter = Random(1).random
         self.scheduler = Scheduler(
-            {name: Group(name, kind, kind.size or limit) for name, kind in kinds.items()},
+            {
+                name: Group(name, kind, kind.size_for(limit))
+                for name, kind in KINDS.items()
+                if name in self.groups
+            },
             limit,
             jitter,
         )
@@ -134,7 +176,7 @@ class World(RuleBasedStateMachine):
         """Whether a tracer here goes on with the outcome."""
         return (
             isinstance(action, Settle)
-            and isinstance(action.outcome, (Answered, Faulted))
+            and isinstance(action.outcome, (Answered, Faulted, SoftTimedOut))
             and action.job.traced_here
         )
 
@@ -156,7 +198,9 @@ class World(RuleBasedStateMachine):
         self.note(self.scheduler.tick)
         if bound is not None and bound <= self.now:
             deadline = min(self.deadlines(), default=None)
-            assert self.scheduler.next_deadline == deadline, "tick makes the bound exact"
+            if not any(isinstance(action, Report) for action in self.pending):
+                # Of a child that went in this tick, something may have been noted before.
+                assert self.scheduler.next_deadline == deadline, "tick makes the bound exact"
 
     def end_turn(self) -> None:
         if not self.told_by_threads:
@@ -175,7 +219,11 @@ class World(RuleBasedStateMachine):
         assert self.scheduler.open_jobs <= max(self.scheduler.limit, before)
         if self.scheduler.open_jobs < self.scheduler.limit:
             for group in self.scheduler.groups.values():
-                assert not (group.waiting and group.idle), "a job waits while a child is idle"
+                assert not any(
+                    job.task_id not in child.jobs
+                    for job in group.waiting
+                    for child in group.available
+                ), "a job waits while a child could have it"
 
     def perform(self, action: Action) -> None:
         if isinstance(action, Spawn):
@@ -200,7 +248,7 @@ class World(RuleBasedStateMachine):
         if isinstance(action, Probe):
             # Every other child takes a second to boot.
             boots = child.number % 2 and self.now < child.spawned_at + 1.0
-            self.scheduler.probed(child, 10**9 if boots else 0, self.now)
+            self.scheduler.probed(child, 0 if boots else 10**9, self.now)
         else:
             # It grows with every job.
             self.scheduler.measured(child, child.jobs_done * BIG // 2, self.now)
@@ -214,6 +262,9 @@ class World(RuleBasedStateMachine):
             self.note(self.scheduler.spawned, child, 1000 + child.number)
 
     def write(self, child: Child, job: Job) -> None:
+        if job.child is not child or job.state is not JobState.RESERVED:
+            # As the supervisor: it was taken from the child since.
+            return
         self.writes[job, child] += 1
         process = next((each for each in self.processes if each.child is child), None)
         assert process is not None, "the process is there"
@@ -223,12 +274,16 @@ class World(RuleBasedStateMachine):
         if outcome == "unwritten":
             process.stdout_open = False
             self.note(self.scheduler.unwritten, child, "it closed its stdin")
-        elif outcome == "unsolicited":
-            self.note(self.scheduler.unsolicited, child, "it wrote too early")
+        elif outcome == "unsolicited" and not child.may_speak:
+            self.note(self.scheduler.faulted, child, "it wrote too early")
         else:
-            assert process.asked is None, "a child has one job at a time"
+            assert job.task_id not in process.asked, "a child has an id once at a time"
+            assert len(process.asked) < child.capacity <= child.group.settings.max_in_flight
             assert job not in self.written_to, "no job is written twice"
-            process.asked = job
+            process.asked[job.task_id] = job
+            process.offsets[job] = process.written
+            self.note(self.scheduler.written, child, job, process.written)
+            process.written += len(REQUEST)
             self.written_to[job] = child
 
     def settle(self, action: Settle) -> None:
@@ -247,32 +302,48 @@ class World(RuleBasedStateMachine):
     # -- what jobs and tracers do
 
     @rule(
-        group=st.sampled_from(["elastic", "fixed", "tracing", "elastic", "fixed", "tracing", None]),
+        pick=PICK,
+        count=st.integers(1, 5),
         timeout=st.sampled_from([None, None, 1.0, 20.0]),
         soft_timeout=st.sampled_from([None, None, 0.5, 30.0]),
         turn=st.booleans(),
     )
     def submit(
-        self, group: str | None, timeout: float | None, soft_timeout: float | None, turn: bool
+        self,
+        pick: int,
+        count: int,
+        timeout: float | None,
+        soft_timeout: float | None,
+        turn: bool,
+    ) -> None:
+        for number in range(count):
+            group = self.groups[(pick + number) % len(self.groups)]
+            self.submit_one(group, timeout, soft_timeout)
+        if turn:
+            self.end_turn()
+
+    def submit_one(
+        self, group: str | None, timeout: float | None, soft_timeout: float | None
     ) -> None:
         traced_here = group != "tracing"
-        job = Job(str(len(self.jobs)), "task", group, timeout, soft_timeout, traced_here)
+        # Some messages are delivered again while their job goes on.
+        task_id = str(len(self.jobs) // 2)
+        job = Job(task_id, "task", group, timeout, soft_timeout, traced_here)
         if not traced_here:
             job.request = REQUEST
         self.jobs.append(job)
         self.by_thread(self.scheduler.submit, job)
-        if turn:
-            self.end_turn()
 
     @precondition(lambda self: any(job.group for job in self.preparing))
-    @rule(pick=PICK, turn=st.booleans())
-    def provide(self, pick: int, turn: bool) -> None:
+    @rule(pick=PICK, count=st.sampled_from([1, 9, 9]), turn=st.booleans())
+    def provide(self, pick: int, count: int, turn: bool) -> None:
         able = [job for job in self.preparing if job.group]
-        job = able[pick % len(able)]
-        self.preparing.remove(job)
-        if job.state is not JobState.CLOSED:
-            self.exchanging.append(job)
-        self.by_thread(self.scheduler.provide, job, REQUEST)
+        start = pick % len(able)
+        for job in able[start : start + count]:
+            self.preparing.remove(job)
+            if job.state is not JobState.CLOSED:
+                self.exchanging.append(job)
+            self.by_thread(self.scheduler.provide, job, REQUEST)
         if turn:
             self.end_turn()
 
@@ -321,7 +392,7 @@ class World(RuleBasedStateMachine):
 
     @rule(fixed=st.booleans(), turn=st.booleans())
     def restart(self, fixed: bool, turn: bool) -> None:
-        groups = [self.scheduler.groups["fixed" if fixed else "elastic"]]
+        groups = list(self.scheduler.groups.values())[fixed:][:1]
         self.by_thread(self.scheduler.restart, groups)
         if turn:
             self.end_turn()
@@ -330,7 +401,7 @@ class World(RuleBasedStateMachine):
 
     def some_process(self, pick: int) -> Process:
         # Those that have a request are the interesting ones.
-        asked = [process for process in self.processes if process.asked is not None]
+        asked = [process for process in self.processes if process.asked]
         choice = asked if asked and pick % 4 else self.processes
         return choice[pick // 4 % len(choice)]
 
@@ -348,27 +419,57 @@ class World(RuleBasedStateMachine):
         if not asked:
             return
         process = asked[pick % len(asked)]
-        job, process.asked = process.asked, None
-        assert job is not None
-        reply = Ok(id=job.task_id if with_id else None, retire=retire)
+        # In any order.
+        task_id = list(process.asked)[pick // 7 % len(process.asked)]
+        del process.asked[task_id]
+        named = with_id or process.child.capacity > 1
+        reply = Ok(id=task_id if named else None, retire=retire)
         self.by_process(self.scheduler.replied, process.child, reply)
         if turn:
             self.end_turn()
 
+    @precondition(lambda self: any(process.asked for process in self.processes))
+    @rule(pick=PICK, log=st.booleans(), turn=st.booleans())
+    def tell(self, pick: int, log: bool, turn: bool) -> None:
+        if self.told_by_threads:
+            self.end_turn()
+        telling = [
+            (each.child, task_id)
+            for each in self.processes
+            for task_id in each.asked
+            if each.stdout_open and each.child.features
+        ]
+        if not telling:
+            return
+        child, task_id = telling[pick % len(telling)]
+        if log:
+            self.by_process(self.scheduler.logged, child, Log(id=task_id, message="on my way"))
+        else:
+            self.by_process(self.scheduler.progressed, child, Progress(id=task_id))
+        if turn:
+            self.end_turn()
+
     @precondition(lambda self: any(process.boots for process in self.processes))
-    @rule(pick=PICK, well=st.sampled_from([True, True, False]), turn=st.booleans())
-    def boot(self, pick: int, well: bool, turn: bool) -> None:
+    @rule(
+        pick=PICK,
+        count=st.sampled_from([1, 9, 9]),
+        well=st.sampled_from([True, True, True, False]),
+        turn=st.booleans(),
+    )
+    def boot(self, pick: int, count: int, well: bool, turn: bool) -> None:
         if self.told_by_threads:
             self.end_turn()
         booting = [each for each in self.processes if each.boots and each.stdout_open]
         if not booting:
             return
-        process = booting[pick % len(booting)]
-        process.boots = False
-        if well:
-            self.by_process(self.scheduler.ready, process.child, 5000 + process.child.number)
-        else:
-            self.by_process(self.scheduler.boot_failed, process.child, "no such module\nat all")
+        start = pick % len(booting)
+        for process in booting[start : start + count]:
+            process.boots = False
+            child = process.child
+            if well:
+                self.by_process(self.scheduler.ready, child, greeting(child), 5000 + child.number)
+            else:
+                self.by_process(self.scheduler.boot_failed, child, "no such module\nat all")
         if turn:
             self.end_turn()
 
@@ -381,7 +482,8 @@ class World(RuleBasedStateMachine):
         if not process.stdout_open:
             return
         # A reply without an id, where there is a job, would be a good one.
-        if wrong == "garbage" or process.boots or (wrong == "no id" and process.asked):
+        good = wrong == "no id" and process.asked and process.child.capacity == 1
+        if wrong == "garbage" or process.boots or good:
             self.by_process(self.scheduler.faulted, process.child, "not JSON")
         else:
             reply = Ok(id="nobody's" if wrong == "id" else None)
@@ -402,22 +504,28 @@ class World(RuleBasedStateMachine):
             self.end_turn()
 
     @precondition(lambda self: self.processes)
-    @rule(pick=PICK, status=st.sampled_from([0, 1, -11]), read=st.booleans(), turn=st.booleans())
-    def exit(self, pick: int, status: int, read: bool, turn: bool) -> None:
+    @rule(
+        pick=PICK,
+        status=st.sampled_from([0, 1, -11]),
+        read=st.sampled_from([0, 0, 1, 2, 9]),
+        turn=st.booleans(),
+    )
+    def exit(self, pick: int, status: int, read: int, turn: bool) -> None:
         if self.told_by_threads:
             self.end_turn()
         self.exit_of(self.some_process(pick), status, read)
         if turn:
             self.end_turn()
 
-    def exit_of(self, process: Process, status: int, read: bool = True) -> None:
+    def exit_of(self, process: Process, status: int, read: int = 9) -> None:
+        """It exits, and has read the first `read` requests of those that it has not answered."""
         self.processes.remove(process)
-        unread = 0
-        if process.asked is not None and not read:
+        unread = list(process.asked.values())[read:]
+        for job in unread:
             # The worker took back what stood in the pipe still: it was never written.
-            self.written_to.pop(process.asked, None)
-            unread = len(REQUEST)
-        self.by_process(self.scheduler.exited, process.child, status, unread)
+            self.written_to.pop(job, None)
+        end = process.offsets[unread[0]] if unread else process.written
+        self.by_process(self.scheduler.exited, process.child, status, end)
 
     @rule(outcome=st.sampled_from(["unwritten", "unsolicited"]))
     def spoil_the_next_write(self, outcome: str) -> None:
@@ -460,12 +568,25 @@ class World(RuleBasedStateMachine):
     def jobs_and_children_agree_on_who_has_whom(self) -> None:
         for group in self.scheduler.groups.values():
             children = list(group.children.values())
-            jobs = [child.job for child in children if child.job is not None]
+            jobs = [
+                job
+                for child in children
+                for job in child.jobs.values()
+                if job.state in (JobState.RESERVED, JobState.SENT)
+            ]
             assert len(jobs) == len(set(jobs)), "no two children have one job"
             for child in children:
-                assert (child.state is ChildState.IDLE) == (child in group.idle)
-                assert child.state is not ChildState.BUSY or child.job is not None
-                assert child.job is None or child.job.child is child
+                serves = child.serves and child.slot.child is child and child.has_room
+                assert serves == (child in group.available)
+                assert child.serves == (bool(child.jobs) == (child.state is ChildState.BUSY)) or (
+                    not child.serves
+                )
+                assert len(child.jobs) <= child.capacity
+                for job in child.jobs.values():
+                    over = job.state in (JobState.ANSWERED, JobState.CLOSED)
+                    assert job.child is (None if over else child)
+                    # What is over and still there was cancelled, and will be no more.
+                    assert not (over and child.serves) or job.kill_at is not None
             assert all(job.child is None for job in group.waiting)
             assert [job.number for job in group.waiting] == sorted(
                 job.number for job in group.waiting
@@ -521,8 +642,8 @@ class World(RuleBasedStateMachine):
             found += [job.deadline for job in group.waiting if job.accepted]
             for child in group.children.values():
                 found += [child.deadline, child.settle_at, child.retire_at]
-                if child.job is not None and child.state is ChildState.BUSY:
-                    found += [child.job.deadline, child.job.soft_deadline]
+                for job in child.jobs.values() if child.state is ChildState.BUSY else ():
+                    found += [job.deadline, job.soft_deadline, job.silence_deadline, job.kill_at]
         return [deadline for deadline in found if deadline is not None]
 
     # -- what must hold in the end
@@ -553,11 +674,12 @@ class World(RuleBasedStateMachine):
         assert [job for job in self.jobs if not self.ends[job]] == [], "each job ends"
         for group in self.scheduler.groups.values():
             assert len(group.children) == len(group.slots), "each group is at full size"
-            assert len(group.idle) == len(group.slots), "each child is idle"
+            idle = [child for child in group.available if child.state is ChildState.IDLE]
+            assert len(idle) == len(group.slots), "each child is idle"
             assert group.came_up
         assert not self.scheduler.booting
-        assert len(self.scheduler.groups["fixed"].slots) == 2
-        assert len(self.scheduler.groups["elastic"].slots) == self.scheduler.limit
+        for group in self.scheduler.groups.values():
+            assert len(group.slots) == group.settings.size_for(self.scheduler.limit)
 
     def at_rest(self) -> bool:
         """Whether nothing is due but that children grow old."""
@@ -585,12 +707,12 @@ class World(RuleBasedStateMachine):
         for process in [process for process in self.processes if process.killed]:
             self.exit_of(process, -9)
         for process in [process for process in self.processes if process.stdout_open]:
-            if process.asked is not None:
-                self.by_process(self.scheduler.replied, process.child, Ok(id=process.asked.task_id))
-                process.asked = None
+            for task_id in process.asked:
+                self.by_process(self.scheduler.replied, process.child, Ok(id=task_id))
+            process.asked.clear()
             if process.boots:
                 process.boots = False
-                self.by_process(self.scheduler.ready, process.child, None)
+                self.by_process(self.scheduler.ready, process.child, greeting(process.child), None)
         self.end_turn()
         for job in self.preparing[:]:
             self.preparing.remove(job)
@@ -603,10 +725,18 @@ class World(RuleBasedStateMachine):
             self.by_thread(self.scheduler.finish, self.concluding.pop())
 
 
-World.TestCase.settings = settings(
-    max_examples=120,
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
+class ManyJobsWorld(World):
+    """Only children that may have many jobs at a time."""
+
+    groups = ("async", "async elastic")
+
+
+for world in (World, ManyJobsWorld):
+    world.TestCase.settings = settings(
+        max_examples=400 if world is ManyJobsWorld else 150,
+        stateful_step_count=50,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    )
 TestScheduler = World.TestCase
+TestManyJobs = ManyJobsWorld.TestCase

@@ -16,6 +16,9 @@ import time
 
 fault, directory = sys.argv[1:]
 ID = None
+READY = os.environ.get("READY")
+if READY:
+    os.write(1, READY.encode() + b"\n")
 
 
 def write(data):
