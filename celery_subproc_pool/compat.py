@@ -1,6 +1,6 @@
 """What the versions of Celery and kombu need done differently: all of it stands here.
 
-Layer: above `jobs`; imports Celery and kombu.
+Layer: above `outcome`, below all that meets Celery; imports Celery and kombu.
 """
 
 from __future__ import annotations
@@ -10,29 +10,32 @@ from typing import Any
 
 import celery
 from billiard.exceptions import TimeLimitExceeded
-from celery import Celery, _state
+from celery import Celery, Task, _state
+from celery.exceptions import TaskRevokedError
+from celery.states import REVOKED
 from celery.utils.log import get_logger
 from celery.worker.request import Request
 from kombu.message import Message
 
-from .jobs import PoolJob
 from .outcome import exception_info
 
 __all__ = (
     "app_argument",
     "block_joins",
+    "ignores_result",
     "install_fixups",
     "reject",
     "report_hard_timeout",
     "resolve_auto_concurrency",
     "run_queued_acks",
+    "store_revoked_again",
 )
 
 logger = get_logger(__name__)
 
 
-def report_hard_timeout(job: PoolJob, seconds: float) -> None:
-    """Tell Celery that the hard limit of `job` was over after `seconds`.
+def report_hard_timeout(job: Any, seconds: float) -> None:
+    """Tell Celery that the hard limit of `job`, a `jobs.PoolJob`, was over after `seconds`.
 
     Prefork calls both callbacks, which on Celery 5.7 runs the errbacks, `on_failure` and the
     `task_failure` signal twice (seen). Here everything happens once: since 5.7 `on_timeout` does
@@ -60,8 +63,21 @@ def resolve_auto_concurrency(worker: Any) -> None:
             worker.concurrency = cpu_budget().count
 
 
-def reject(job: PoolJob) -> None:
-    """Reject the message of `job`, for the broker to drop or to put aside; not to deliver again.
+def ignores_result(task: Task) -> bool:
+    """Return whether nothing is to be stored of the current request of `task`.
+
+    Since Celery 5.7 the request's own word wins; before, either's is enough.
+    """
+    if celery.VERSION >= (5, 7):
+        from celery.app.task import get_actual_ignore_result
+
+        return bool(get_actual_ignore_result(task, task.request))
+    return bool(task.ignore_result or task.request.ignore_result)
+
+
+def reject(job: Any) -> None:
+    """Reject the message of `job`, a `jobs.PoolJob`: the broker drops it or puts it aside, and
+    does not deliver it again.
 
     Celery has no callback for it, but its callbacks are methods of the `Request` that has one
     (5.3 to 5.7: celery/worker/request.py). Of a message that was acknowledged early, nothing is
@@ -70,6 +86,20 @@ def reject(job: PoolJob) -> None:
     request = getattr(job.callbacks.error_callback, "__self__", None)
     if isinstance(request, Request):
         request.reject(requeue=False)
+
+
+def store_revoked_again(job: Any) -> None:
+    """Store that `job`, a `jobs.PoolJob`, is REVOKED, if it is, once more.
+
+    Celery stores it before it tells the pool (5.3 to 5.7: `Request.terminate`), when the tracing
+    thread may be about to store an earlier state. Only the state is stored again: the rest of
+    `mark_as_revoked`, such as telling a chord, has been done.
+    """
+    request = getattr(job.callbacks.error_callback, "__self__", None)
+    if isinstance(request, Request) and request._already_revoked and request.store_errors:
+        request.task.backend.store_result(
+            job.task_id, TaskRevokedError("terminated"), REVOKED, request=request._context
+        )
 
 
 def run_queued_acks(hub: Any) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -41,6 +42,9 @@ class Owner(Protocol):
     def traced(self, job: PoolJob) -> None:
         """The tracing thread of `job` is through, and `job.ending` is set."""
 
+    def unwound(self, job: PoolJob, report: Callable[[], None]) -> None:
+        """`job`, which was abandoned, stores nothing any more: its end can be told by `report`."""
+
     def terminate_jobs(self, jobs: Sequence[PoolJob], signum: int | str | None) -> None:
         """`jobs` are to end."""
 
@@ -66,10 +70,13 @@ class PoolJob(Job):
         "_asked",
         "_owner",
         "_progress",
+        "_report",
+        "_storing",
         "_target",
         "callbacks",
         "ending",
         "pid",
+        "stored_before",
     )
 
     def __init__(
@@ -93,6 +100,8 @@ class PoolJob(Job):
         self.pid = os.getpid()
         #: Celery's callback for what the tracer returned or raised, to be called at the end.
         self.ending: Callable[[], None] | None = None
+        #: Whether a state was stored that is not its last.
+        self.stored_before = False
         self._owner = owner
         self._target = target
         self._arguments = arguments
@@ -103,6 +112,10 @@ class PoolJob(Job):
         # A bare lock: the cheapest way to wait for another thread.
         self._answered = threading.Lock()
         self._answered.acquire()
+        #: Tells the end of a job that was abandoned.
+        self._report: Callable[[], None] | None = None
+        # Taken while the tracing thread stores a state, and for good once the job was abandoned.
+        self._storing = threading.Lock()
 
     def terminate(self, signum: int | str | None = None) -> None:
         """End the job, as `celery.worker.request.Request.terminate` asks.
@@ -116,6 +129,38 @@ class PoolJob(Job):
         """Let the tracing thread, now or when it asks, have `answer`, or raise it."""
         self._answer = answer
         self._wake()
+
+    def abandon(self, report: Callable[[], None]) -> bool:
+        """Unwind the tracing thread, whose job has come to another end.
+
+        Arguments:
+            report: tells Celery of that end.
+
+        Returns:
+            Whether that can be done now. Otherwise the thread is storing an earlier state, which
+            must not come after the last one: `Owner.unwound` is called when it has.
+        """
+        self._report = report
+        self.answer(JobAbandoned())
+        return self._storing.acquire(blocking=False)
+
+    @contextmanager
+    def storing(self) -> Iterator[None]:
+        """Within this context, a state of the job that is not its last may be stored.
+
+        Raises:
+            JobAbandoned: the job is over; its end was reported already.
+        """
+        if not self._storing.acquire(blocking=False):
+            raise JobAbandoned
+        self.stored_before = True
+        try:
+            yield
+        finally:
+            self._storing.release()
+            # After the release: whoever of the two threads gets the lock now reports.
+            if self._report is not None and self._storing.acquire(blocking=False):
+                self._owner.unwound(self, self._report)
 
     def progress(self, meta: dict[str, Any]) -> None:
         """Let the tracing thread store `meta`, unless something newer comes before it can."""

@@ -26,9 +26,9 @@ from celery.utils.nodenames import gethostname
 from celery.worker import state
 
 from . import banner, config, control, facts, launch, messages, outcome, protocol
-from .compat import reject, report_hard_timeout
+from .compat import reject, report_hard_timeout, store_revoked_again
 from .drivers import HubDriver, ThreadDriver, wait_for_children
-from .errors import ConfigError, JobAbandoned, PoisonousTaskError, SpawnError
+from .errors import ConfigError, PoisonousTaskError, SpawnError
 from .events import ChildEvents
 from .jobs import Callbacks, PoolJob
 from .live import ChildFacts
@@ -282,7 +282,7 @@ class Pool(BasePool, control.Controlled):
             try:
                 job.request = messages.encode_task(task_id, args)
             except Exception as exc:
-                self._conclude(job, error_callback, outcome.exception_info(exc))
+                self._conclude(job, partial(error_callback, outcome.exception_info(exc)))
                 return job
         supervisor.post(supervisor.scheduler.submit, job)
         return job
@@ -355,16 +355,23 @@ class Pool(BasePool, control.Controlled):
 
     def settled(self, job: PoolJob, result: Outcome, facts: ChildFacts | None) -> None:
         """The time of `job` with a child is over."""
-        if job.traced_here and isinstance(result, Answered):
+        report = partial(self._report_end, job, result, facts)
+        if not job.traced_here:
+            self._conclude(job, report)
+        elif isinstance(result, Answered):
             job.answer(result.reply)
-        elif job.traced_here and isinstance(result, Faulted):
+        elif isinstance(result, Faulted):
             job.answer(outcome.protocol_fault(result.reason, facts))
-        elif job.traced_here and isinstance(result, SoftTimedOut):
+        elif isinstance(result, SoftTimedOut):
             job.answer(SoftTimeLimitExceeded(result.seconds))
-        else:
-            # The tracing thread, wherever it is, must not report a second end.
-            job.answer(JobAbandoned())
-            self._conclude(job, self._report_end, job, result, facts)
+        elif job.abandon(report):
+            self._conclude(job, report)
+
+    def unwound(self, job: PoolJob, report: Callable[[], None]) -> None:
+        """`job`, which was abandoned, stores nothing any more: its end can be told by `report`."""
+        supervisor = self._supervisor
+        if supervisor is not None:
+            supervisor.call(partial(self._conclude, job, report))
 
     def progressed(self, job: PoolJob, meta: dict[str, Any]) -> None:
         """The child of `job` told how far it is."""
@@ -397,10 +404,10 @@ class Pool(BasePool, control.Controlled):
                 group.settings.max_in_flight,
             )
 
-    def _conclude(self, job: PoolJob, report: Callable[..., None], *arguments: Any) -> None:
+    def _conclude(self, job: PoolJob, report: Callable[[], None]) -> None:
         """Tell Celery how `job` ended, and let the next one have its place."""
         try:
-            report(*arguments)
+            report()
         finally:
             self._release(job)
 
@@ -450,6 +457,8 @@ class Pool(BasePool, control.Controlled):
             if isinstance(error, PoisonousTaskError):
                 reject(job)
             callbacks.error_callback(outcome.exception_info(error))
+            if isinstance(result, Terminated) and job.stored_before:
+                store_revoked_again(job)
 
     def _wait_for_slot(self) -> None:
         with self._slot_freed:

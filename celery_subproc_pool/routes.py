@@ -36,6 +36,8 @@ class Routes:
         self._announced: dict[str, set[str]] = {name: set() for name in settings.children}
         #: The group of each task that came so far; None for the worker itself.
         self._known: dict[str, str | None] = {}
+        #: Whether a task that an external group takes is to be STARTED while it runs.
+        self._tracked: dict[str, bool] = {}
         #: The group of each task that an external one takes.
         self.external: dict[str, str] = {}
         for child in settings.children.values():
@@ -108,7 +110,11 @@ class Routes:
         group = self._group_of(task)
         if group is not None:
             most = self._settings.children[group].throttle_max_retries
-            _set_body(task, partial(run_in_child, task, most))
+            # Celery's tracer would store its own pid, and maybe after the job's end: a revoke does
+            # not wait for it.
+            tracked = self._tracked.setdefault(task.name, bool(task.track_started))
+            task.track_started = False
+            _set_body(task, partial(run_in_child, task, most, tracked))
         return group
 
     def _group_of(self, task: Task) -> str | None:

@@ -179,10 +179,20 @@ class Supervisor:
             arguments: those before the time.
         """
         self._inbox.append((event, arguments))
+        self._look()
+
+    def _look(self) -> None:
+        """Have the engine look at what was brought to it."""
         if threading.get_ident() != self._owner:
             self._wake()
         elif not self._turning:
             self._settle_down()
+
+    def call(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called on the thread that turns the engine, from any thread: after what
+        it decides and does now, as all callbacks."""
+        self._callbacks.append(callback)
+        self._look()
 
     def terminate(self, job: records.Job, signum: int, reason: CancelReason) -> None:
         """End `job`, from any thread, unless its reply is there already: one that came in time
@@ -307,7 +317,7 @@ class Supervisor:
             finally:
                 self._turning = False
             # A signal handler that saw the turn go on has left its event to it.
-            if not self._inbox:
+            if not self._inbox and not self._callbacks:
                 break
         self._announce()
 

@@ -1,14 +1,14 @@
 """Tasks that run in external children: the base class, and what such a task does when it runs.
 
-Layer: above `outcome`; imports Celery. `run()` of a task that `routes` gave to a group is one
-exchange with a child, made in the tracing thread that the pool started for the job.
+Layer: above `outcome` and `compat`; imports Celery. `run()` of a task that `routes` gave to a group
+is one exchange with a child, made in the tracing thread that the pool started for the job.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from celery import Task
 from celery.states import STARTED
 from celery.utils.log import get_logger
 
+from .compat import ignores_result
 from .errors import NotInWorkerError
 from .outcome import conclude, throttles_of
 from .protocol import CancelReason, Reply, encode_request
@@ -47,6 +48,9 @@ class Exchange(Protocol):
     def exchange(self, line: bytes, on_progress: Callable[[dict[str, Any]], None]) -> Reply:
         """Give the request `line` to the child, and return its reply; meanwhile, call
         `on_progress` with what it tells of its progress."""
+
+    def storing(self) -> AbstractContextManager[None]:
+        """Within this context, a state of the job that is not its last may be stored."""
 
 
 class SubprocTask(Task):
@@ -98,12 +102,20 @@ def _not_here(task: Task) -> NotInWorkerError:
     )
 
 
-def run_in_child(task: Task, throttle_max_retries: int | None, /, *args: Any, **kwargs: Any) -> Any:
+def run_in_child(
+    task: Task,
+    throttle_max_retries: int | None,
+    track_started: bool,
+    /,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     """Have a child do the current request of `task`: the body of every task that a group takes.
 
     Arguments:
         task: the task.
         throttle_max_retries: how often it may be throttled; None is without end.
+        track_started: whether it is to be STARTED while it runs.
         args, kwargs: the task's own.
 
     Returns:
@@ -116,28 +128,30 @@ def run_in_child(task: Task, throttle_max_retries: int | None, /, *args: Any, **
     if not _may_exchange(task):
         raise _not_here(task)
     job: Exchange = _current.job
-    request = task.request
-    if task.track_started and not task.ignore_result:
-        # The tracer has stored its own pid; what executes is the child.
-        task.update_state(state=STARTED, meta={"pid": job.pid, "hostname": request.hostname})
+    if track_started:
+        _store(task, job, STARTED, {"pid": job.pid, "hostname": task.request.hostname})
     line = encode_request(job.task_id, payload(task, args, kwargs))
-    reply = job.exchange(line, partial(_store_progress, task))
+    reply = job.exchange(line, partial(_store_progress, task, job))
     over = job.soft_timeout if job.cancelled is CancelReason.SOFT_TIME_LIMIT else None
     return conclude(task, reply, throttle_max_retries, over)
 
 
-def _store_progress(task: Task, meta: dict[str, Any]) -> None:
-    request = task.request
-    # Of a task whose end is not stored, nobody would ever learn that it came.
-    if task.ignore_result or getattr(request, "ignore_result", False):
-        return
+def _store(task: Task, job: Exchange, state: str, meta: dict[str, Any]) -> None:
+    """Store `state` of the current request of `task`, unless its result will not be stored either:
+    nobody would ever learn that it came."""
+    if not ignores_result(task):
+        with job.storing():
+            task.update_state(state=state, meta=meta)
+
+
+def _store_progress(task: Task, job: Exchange, meta: dict[str, Any]) -> None:
     try:
-        task.update_state(state=PROGRESS, meta=meta)
+        _store(task, job, PROGRESS, meta)
     except Exception as exc:
         logger.warning(
             "The progress of %s[%s] can't be stored; the job goes on: %r",
             task.name,
-            request.id,
+            job.task_id,
             exc,
         )
 

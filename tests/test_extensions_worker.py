@@ -217,20 +217,13 @@ def test_a_child_that_dies_loses_each_of_its_jobs(shared_worker: Place, tmp_path
     assert get(place.send("ok", "next")) == "next"
 
 
-@pytest.mark.parametrize(
-    ("job", "says"),
-    [
-        (["answer_as", ["nobody"]], "the reply's id is 'nobody'"),
-        (["say_all", [{"id": "", "status": "ok", "result": NotImplemented}]], ""),
-    ][:1],
-)
 def test_a_desync_names_what_is_wrong_and_fails_the_childs_jobs(
-    shared_worker: Place, tmp_path: Path, job: list[Any], says: str
+    shared_worker: Place, tmp_path: Path
 ) -> None:
-    place = shared_worker
+    place, says = shared_worker, "the reply's id is 'nobody'"
     other = place.hold(tmp_path)
     elsewhere = place.send(0.0, name="node.sleep")
-    for result in (place.send(*job), other):
+    for result in (place.send("answer_as", ["nobody"]), other):
         with pytest.raises(ProtocolFault, match=says):
             get(result)
     assert get(elsewhere)
@@ -264,6 +257,51 @@ def test_a_task_that_a_new_child_announces_is_known_at_once(broker: str, tmp_pat
         work.project.control("subproc_restart", "many")
         wait_for(lambda: "announce the tasks new" in worker.log, "the announcement")
         assert get(work.app.send_task("new", ["ok", 2])) == 2
+    work.close()
+
+
+#: Stores states before the last one only when somebody says so.
+SLOW_BACKEND = """
+import os, pathlib, time
+from celery.backends.redis import RedisBackend
+here = pathlib.Path(os.environ["GATE"])
+class Slow(RedisBackend):
+    def store_result(self, task_id, result, state, *args, **kwargs):
+        if state in ("STARTED", "PROGRESS"):
+            (here / "storing").touch()
+            while not (here / "go").exists():
+                time.sleep(0.01)
+        return super().store_result(task_id, result, state, *args, **kwargs)
+app.conf.result_backend = "proj:Slow+" + app.conf.result_backend
+"""
+
+
+@pytest.mark.parametrize("track_started", [True, False], ids=["started", "progress"])
+def test_no_state_comes_after_the_last_one(
+    broker: str, tmp_path: Path, track_started: bool
+) -> None:
+    """A job is revoked while an earlier state of it is being stored."""
+    group = {**GROUPS["many"], "max_in_flight": 1}
+    work = Workplace(
+        tmp_path,
+        broker,
+        SLOW_BACKEND,
+        subproc_pool={"children": {"many": group}},
+        task_track_started=track_started,
+    )
+    with work.project.worker(*POOL, "-c", "1", GATE=str(tmp_path)) as worker:
+        place = Place(work, worker)
+        result = place.send("tell", 1, 600.0)
+        wait_for((tmp_path / "storing").exists, "that a state is stored")
+        work.app.control.revoke(result.id, terminate=True, destination=[work.project.node])
+        # When it answers the next, it has done the first.
+        work.app.control.ping([work.project.node], timeout=20)
+        (tmp_path / "go").touch()
+        with pytest.raises(TaskRevokedError):
+            get(result)
+        # It has the place of the first, whose end has been told.
+        assert get(place.send("ok", "next")) == "next"
+        assert work.app.backend.get_state(result.id) == "REVOKED"
     work.close()
 
 

@@ -48,10 +48,10 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         set(),
     ),
     "outcome": ({"errors", "live", "protocol", "records"}, {"billiard", "celery"}),
-    "tasks": ({"errors", "outcome", "protocol"}, {"celery"}),
+    "compat": ({"outcome"}, {"billiard", "celery", "kombu"}),
+    "tasks": ({"compat", "errors", "outcome", "protocol"}, {"celery"}),
     "routes": ({"config", "errors", "tasks"}, {"celery"}),
     "jobs": ({"errors", "outcome", "protocol", "records", "tasks"}, {"billiard"}),
-    "compat": ({"jobs", "outcome"}, {"billiard", "celery", "kombu"}),
     "messages": ({"errors", "protocol"}, {"billiard", "celery", "kombu", "msgspec"}),
     "withheld": ({"config"}, {"celery"}),
     "launch": (
