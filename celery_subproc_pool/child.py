@@ -13,6 +13,7 @@ import select
 import signal
 import subprocess
 import termios
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 
@@ -82,9 +83,10 @@ class ChildProcess:
         self.stderr: int | None = self._popen.stderr.fileno() if self._popen.stderr else None
         #: Readable once the process has ended; None where the system has no such thing.
         self.pidfd: int | None = pidfd(self.pid)
-        #: How many bytes `write` has taken.
+        #: How many bytes `write` has taken, and has not dropped.
         self.written = 0
-        self._rest = memoryview(b"")
+        #: What of it is still to be written.
+        self._rest: deque[memoryview] = deque()
         for descriptor in (self.stdin, self.stdout, self.stderr):
             if descriptor is not None:
                 os.set_blocking(descriptor, False)
@@ -102,36 +104,52 @@ class ChildProcess:
         """
         if self.stdin is None:
             return False
-        if self._rest:
-            # The child answered before it had read the whole request: keep the order.
-            self._rest = memoryview(bytes(self._rest) + data)
-            self.written += len(data)
-            return True
-        try:
-            written = os.write(self.stdin, data)
-        except BlockingIOError:
-            written = 0
-        except OSError:
-            return False
-        self._rest = memoryview(data)[written:]
+        written = 0
+        # While something stands before it, it waits: the order is kept.
+        if not self._rest:
+            try:
+                written = os.write(self.stdin, data)
+            except BlockingIOError:
+                pass
+            except OSError:
+                return False
+        if written < len(data):
+            self._rest.append(memoryview(data)[written:])
         self.written += len(data)
         return True
 
-    def write_more(self) -> None:
-        """Go on writing what is left. A child that closes its stdin meanwhile gets no more."""
-        if self.stdin is None:
-            return
+    def write_more(self) -> bool:
+        """Go on writing what is left.
+
+        Returns:
+            False if the child has closed its stdin: what is left was dropped.
+        """
+        if self.stdin is None or not self._rest:
+            return True
+        first = self._rest[0]
         try:
-            self._rest = self._rest[os.write(self.stdin, self._rest) :]
+            first = first[os.write(self.stdin, first) :]
         except BlockingIOError:
-            pass
+            return True
         except OSError:
-            self._rest = memoryview(b"")
+            self._drop()
+            return False
+        if first:
+            self._rest[0] = first
+        else:
+            self._rest.popleft()
+        return True
+
+    def _drop(self) -> None:
+        """Take back what was not written: the child will never read it."""
+        self.written -= sum(map(len, self._rest))
+        self._rest.clear()
 
     def read_bytes(self) -> int:
         """Return how many bytes of what was written were read; all, if that can't be told."""
-        unread = 0 if self.stdin is None else _waiting(self.stdin) + len(self._rest)
-        return self.written - unread
+        if self.stdin is None:
+            return self.written
+        return self.written - _waiting(self.stdin) - sum(map(len, self._rest))
 
     def has_reader(self) -> bool:
         """Return whether somebody has the other end of the child's stdin: the child, or a
@@ -214,7 +232,7 @@ class ChildProcess:
         """Close the child's stdin, which tells it to finish; what was not written is dropped."""
         if self.stdin is not None and self._popen.stdin is not None:
             self.stdin = None
-            self._rest = memoryview(b"")
+            self._drop()
             self._popen.stdin.close()
 
     def close(self) -> None:

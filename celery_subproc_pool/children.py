@@ -140,7 +140,8 @@ class Children:
             return []
         child.pid = pid or child.pid
         child.name = greeting.name
-        child.tasks = greeting.tasks or ()
+        child.tasks = frozenset(greeting.tasks or ())
+        child.group.announces |= bool(child.tasks)
         child.features = greeting.known_features
         if Feature.MULTIPLEX in child.features:
             most = child.group.settings.max_in_flight
@@ -315,12 +316,7 @@ class Children:
         self._worn.pop(old, None)
         slot.last_exit = Exit(old.pid, old.worn, now)
         group.replaced[Cause.RECYCLED] += 1
-        actions: list[Action] = [Recycled(old, successor)]
-        if old.jobs:
-            group.available.pop(old, None)
-        else:
-            actions += self.stop_gently(old, now)
-        return actions
+        return [Recycled(old, successor), *self._retire(old, now)]
 
     def _promote(self, slot: Slot) -> None:
         """Let the successor in `slot`, if there is one, be its child."""
@@ -460,24 +456,34 @@ class Children:
         return actions
 
     def can_shrink(self, limit: int) -> bool:
-        """Return whether `shrink` would find enough children that are not busy."""
+        """Return whether `shrink` would find enough children that may go."""
         return all(
             len(self._spare_slots(group)) >= self._surplus(group, limit)
             for group in self._elastic_groups()
         )
 
     def shrink(self, limit: int, now: float) -> list[Action]:
-        """Take children that are not busy from each group without its own size, so that it has
-        as many as `limit` jobs need."""
+        """Take children from each group without its own size, so that it has as many as `limit`
+        jobs need."""
         actions: list[Action] = []
         for group in self._elastic_groups():
             for slot in self._spare_slots(group)[::-1][: self._surplus(group, limit)]:
                 group.slots.remove(slot)
                 group.successors -= slot.successor is not None
-                for child in (slot.child, slot.successor):
+                children = (slot.child, slot.successor)
+                slot.child = slot.successor = None
+                for child in children:
                     if child is not None:
-                        actions += self.stop_gently(child, now)
+                        actions += self._retire(child, now)
         return actions
+
+    def _retire(self, child: Child, now: float) -> list[Action]:
+        """Let `child`, which serves no slot any more, go once its jobs have ended."""
+        if not child.jobs:
+            return self.stop_gently(child, now)
+        child.group.available.pop(child, None)
+        self._worn.pop(child, None)
+        return []
 
     @staticmethod
     def _surplus(group: Group, limit: int) -> int:
@@ -488,11 +494,18 @@ class Children:
 
     @staticmethod
     def _spare_slots(group: Group) -> list[Slot]:
-        return [
-            slot
-            for slot in group.slots
-            if slot.child is None or slot.child.state is not ChildState.BUSY
-        ]
+        """Return the slots that may be taken away, the best last.
+
+        Those whose child has nothing to do; and where children have many jobs at a time, for then
+        none may ever be without one, also the others: such a child ends its jobs first.
+        """
+        busy, free = [], []
+        for slot in group.slots:
+            if slot.child is None or slot.child.state is not ChildState.BUSY:
+                free.append(slot)
+            elif slot.child.capacity > 1:
+                busy.append(slot)
+        return [*busy, *free]
 
     # -- facts
 

@@ -145,7 +145,7 @@ class LiveChild:
     def log(self, record: Log, job: Job | None) -> None:
         """Log what the child asked for, about `job` or none that it has in hand."""
         level = _LEVELS.get((record.level or "").lower(), logging.INFO)
-        self._emit(level, printable(record.message), job, record.id)
+        self._emit(level, printable(record.message or ""), job, record.id)
 
     def _log(self, lines: list[str]) -> None:
         jobs = self.child.jobs

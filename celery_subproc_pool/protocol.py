@@ -67,7 +67,11 @@ PROTOCOL = 1
 #: A hundred years: what lies beyond is no countdown, and overflows dates.
 _MAX_SECONDS = 100 * 365 * 86400.0
 
-TaskName = Annotated[str, msgspec.Meta(min_length=1)]
+#: What could forge a record of a log or take over a terminal, but for the tab.
+_CONTROLS = "\\x00-\\x08\\x0a-\\x1f\\x7f-\\x9f\u2028\u2029"
+
+#: It stands in logs, as it is.
+TaskName = Annotated[str, msgspec.Meta(pattern=rf"\A[^{_CONTROLS}]+\Z")]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=_MAX_SECONDS)]
 
 
@@ -174,7 +178,8 @@ class Progress(msgspec.Struct, tag_field="status", tag="progress", frozen=True, 
     """How far a job is."""
 
     id: str | None = None
-    meta: dict[str, Any] = {}
+    #: None is as good as none at all, here and in `Log`.
+    meta: dict[str, Any] | None = None
 
 
 class Log(msgspec.Struct, tag_field="status", tag="log", frozen=True, kw_only=True):
@@ -182,7 +187,7 @@ class Log(msgspec.Struct, tag_field="status", tag="log", frozen=True, kw_only=Tr
 
     id: str | None = None
     level: str | None = None
-    message: str = ""
+    message: str | None = None
 
 
 class Ready(msgspec.Struct, tag_field="status", tag="ready", frozen=True, kw_only=True):
@@ -370,8 +375,7 @@ def _visible(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-#: What could forge a record of a log or take over a terminal, but for the tab.
-_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL = re.compile(f"[{_CONTROLS}]")
 
 
 def printable(text: str) -> str:

@@ -311,7 +311,7 @@ class Child:
         self.pid: int | None = None
         #: What it calls itself, and the tasks and features that it has announced.
         self.name: str | None = None
-        self.tasks: tuple[str, ...] = ()
+        self.tasks: frozenset[str] = frozenset()
         self.features: frozenset[Feature] = frozenset()
         #: How many jobs it can have at a time.
         self.capacity = 1
@@ -422,6 +422,7 @@ class Group:
     """
 
     __slots__ = (
+        "announces",
         "available",
         "boot",
         "came_up",
@@ -457,6 +458,8 @@ class Group:
         self.boot = boot
         self.decode = decode
         self.withheld = withheld
+        #: Whether a child of it has ever announced tasks.
+        self.announces = False
         #: Whether a child of it has ever proved that it can start.
         self.came_up = False
         #: Why the last child that could not went away, and the last lines of its stderr.

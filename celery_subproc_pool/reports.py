@@ -6,16 +6,23 @@ Layer: above `live` and `records`. Must not import Celery.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from .live import ChildFacts
 from .records import Child, Group, Job, Recycled, Report
 
-__all__ = ("healed", "recycled", "replaced")
+__all__ = ("healed", "recycled", "replaced", "some_of")
 
 logger = logging.getLogger("celery_subproc_pool")
 
-#: How many jobs of a child that is replaced the log names.
+#: How many jobs or tasks one line of the log names.
 MOST_NAMED = 10
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Return the first of `names`, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f"{', '.join(names[:MOST_NAMED])}{more}"
 
 
 def replaced(report: Report, facts: ChildFacts | None) -> None:
@@ -64,9 +71,8 @@ def _name(child: Child) -> str:
 def _jobs(jobs: tuple[Job, ...]) -> str:
     if not jobs:
         return ""
-    titles = ", ".join(job.title for job in jobs[:MOST_NAMED])
-    more = f" and {len(jobs) - MOST_NAMED} more" if len(jobs) > MOST_NAMED else ""
-    return f"; its job was {titles}" if len(jobs) == 1 else f"; its jobs were {titles}{more}"
+    titles = some_of([job.title for job in jobs])
+    return f"; its job was {titles}" if len(jobs) == 1 else f"; its jobs were {titles}"
 
 
 def _strength(group: Group) -> str:

@@ -56,12 +56,13 @@ class Routes:
 
     def announce(self, group: str, names: Iterable[str]) -> list[str]:
         """Let `group` have the tasks `names`, as its children do them, where no group before it
-        takes them.
+        takes them. Celery's own are not for children to announce.
 
         Returns:
             The names that it has from now on, and had not.
         """
-        new = [name for name in names if name not in self._announced[group]]
+        known = self._announced[group]
+        new = [n for n in sorted(names) if n not in known and not n.startswith(CELERY_PREFIX)]
         self._announced[group].update(new)
         self._register(new)
         for name in new:

@@ -71,6 +71,9 @@ EOF_GRACE = 0.5
 #: Seconds from one look to the next whether a child has read its first request.
 PROBE_INTERVAL = 0.1
 
+#: Seconds after something was due that show that the engine was not turned.
+LATE = 1.0
+
 #: How many children may end before they have read a job, until the job is given up.
 MAX_LOSSES = 3
 
@@ -287,7 +290,7 @@ class Scheduler:
             # It was told to end it, and has not yet.
             return []
         self._hear(job, child, now)
-        return [Progressed(job, progress.meta)]
+        return [Progressed(job, progress.meta or {})]
 
     def logged(self, child: Child, record: Log, now: float) -> list[Action]:
         """`child` wrote something for the log. What it says of a job that is over is welcome."""
@@ -477,6 +480,8 @@ class Scheduler:
         """Do what is due at `now`."""
         if self.next_deadline is None or now < self.next_deadline:
             return []
+        if now - self.next_deadline > LATE:
+            self._excuse_silence(now)
         self._alarm.deadline = None
         actions: list[Action] = []
         for child in self._children:
@@ -494,6 +499,14 @@ class Scheduler:
                 else:
                     self._alarm.set(job.deadline)
         return actions
+
+    def _excuse_silence(self, now: float) -> None:
+        """Nobody has listened for a while (the broker was gone, say): children may have waited
+        for room in a pipe. What they had to say is heard from now on."""
+        for child in self._children:
+            for job in child.jobs.values():
+                if job.silence_deadline is not None:
+                    self._hear(job, child, now)
 
     def _tick_job(self, child: Child, job: Job, now: float) -> list[Action]:
         actions: list[Action] = []
@@ -595,7 +608,8 @@ class Scheduler:
         return self._children.grow(self.limit, now)
 
     def check_shrink(self, count: int) -> None:
-        """Raise if `shrink` would find too few children that are not busy.
+        """Raise if `shrink` would find too few children that may go: a child that can have only
+        one job at a time, and has it, may not.
 
         Raises:
             ValueError: there are too few. In the words of billiard's pool.
@@ -604,8 +618,8 @@ class Scheduler:
             raise ValueError("Can't shrink pool. All processes busy!")
 
     def shrink(self, count: int, now: float) -> list[Action]:
-        """Take `count` off the limit, and the children that are needed no longer, which must not
-        be busy."""
+        """Take `count` off the limit, and the children that are needed no longer, as
+        `check_shrink` has allowed."""
         self.limit -= count
         return self._children.shrink(self.limit, now)
 
@@ -750,9 +764,19 @@ def _pair(group: Group) -> tuple[Job, Child] | None:
     """
     for job in group.waiting:
         for child in reversed(group.available):
-            if job.task_id not in child.jobs:
+            if job.task_id not in child.jobs and _knows(child, job.task_name):
                 return job, child
     return None
+
+
+def _knows(child: Child, task_name: str) -> bool:
+    """Return whether `child` does the task as well as others of its group: a task that only others
+    have announced, which may be of a newer program, is theirs."""
+    return (
+        not child.group.announces
+        or task_name in child.tasks
+        or not any(task_name in other.tasks for other in child.group.children.values())
+    )
 
 
 def _hard_limit_over(child: Child, job: Job, now: float) -> TimedOut | None:

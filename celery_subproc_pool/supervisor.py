@@ -597,7 +597,8 @@ class Supervisor:
             )
 
     def _on_stdin(self, live: LiveChild) -> None:
-        live.process.write_more()
+        if not live.process.write_more():
+            self._unwritten(live, "it closed its stdin")
         if not live.process.unwritten:
             self._stop_writing(live)
 

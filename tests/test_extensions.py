@@ -139,6 +139,34 @@ def test_requests_that_a_child_has_not_read_go_to_the_next_one() -> None:
             assert answer(running.outcome_of(job)).result == number  # type: ignore[attr-defined]
 
 
+def test_requests_for_which_there_was_no_room_in_the_pipe_go_to_the_next_one(
+    tmp_path: Path,
+) -> None:
+    """The child closes its stdin before it has read them."""
+    script = """
+import json, os, sys, time
+said = {"status": "ready", "protocol": 1, "features": ["multiplex"]}
+print(json.dumps(said), flush=True)
+if os.path.exists(sys.argv[1]):
+    for line in sys.stdin:
+        print(json.dumps({"id": json.loads(line)["id"], "status": "ok"}), flush=True)
+open(sys.argv[1], "w").close()
+while not os.path.exists(sys.argv[1] + ".close"):
+    time.sleep(0.01)
+os.close(0)
+time.sleep(60)
+"""
+    flag = tmp_path / "flag"
+    command = [sys.executable, "-I", "-S", "-c", script, str(flag)]
+    with Engine(command, limit=20, handshake=True, max_in_flight=20) as running:
+        started(running)
+        jobs = [running.begin("x" * 20_000, task_id=f"{number}") for number in range(10)]
+        assert {job.state for job in jobs} == {records.JobState.SENT}
+        (tmp_path / "flag.close").touch()
+        for job in jobs:
+            assert answer(running.outcome_of(job)).id == job.task_id
+
+
 def _has_read(running: Engine, child: records.Child) -> bool:
     process = running.supervisor._live[child.number].process
     return process.read_bytes() == process.written
@@ -372,6 +400,10 @@ def test_what_comes_after_the_end_of_a_job_is_a_fault(job: list[Any], reason: st
         ({"tasks": [1]}, "tasks"),
         ({"tasks": [""]}, "tasks"),
         ({"tasks": "one"}, "tasks"),
+        # They would stand in logs.
+        ({"tasks": ["evil\n[2026-01-01: CRITICAL] forged"]}, "tasks"),
+        ({"tasks": ["evil\x1b[2J"]}, "tasks"),
+        ({"tasks": ["trailing\n"]}, "tasks"),
         ({"features": [{}]}, "features"),
         ({"protocol": 2}, "it speaks protocol 2"),
     ],
@@ -380,6 +412,19 @@ def test_a_greeting_that_makes_no_sense(ready: dict[str, Any], reason: str) -> N
     line = protocol.encode({"status": "ready", "protocol": 1, **ready}).strip()
     with pytest.raises(protocol.ProtocolFault, match=reason):
         protocol.decode_greeting(line)
+
+
+def test_null_is_as_good_as_nothing() -> None:
+    with engine() as running:
+        started(running)
+        said = [
+            {"id": "", "status": "progress", "meta": None},
+            {"id": None, "status": "log", "level": None, "message": None},
+            {"id": "", "status": "ok"},
+        ]
+        job = running.begin("say_all", said, task_id="job")
+        assert answer(running.outcome_of(job)) == protocol.Ok(id="job")
+        assert running.progress == [(job, {})]
 
 
 def test_features_of_later_are_not_minded() -> None:

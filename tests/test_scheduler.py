@@ -42,7 +42,7 @@ from celery_subproc_pool.records import (
     Write,
     describe_exit,
 )
-from celery_subproc_pool.scheduler import EOF_GRACE, Scheduler
+from celery_subproc_pool.scheduler import EOF_GRACE, LATE, Scheduler
 
 STOP_TIMEOUT = 10.0
 
@@ -79,7 +79,7 @@ class World:
         self.children_boot_slowly = boot_slowly
         self.scheduler = Scheduler(
             {
-                name: Group(name, settings, limit if settings.size is None else settings.size)
+                name: Group(name, settings, settings.size_for(limit))
                 for name, settings in kinds.items()
             },
             limit,
@@ -1271,3 +1271,92 @@ def test_an_idle_child_that_is_found_closed_is_replaced() -> None:
     world.tell(world.scheduler.unwritten, child, "it closed its stdin")
     assert child.state is ChildState.STOPPING
     assert world.children()[0].reason == "it closed its stdin"
+
+
+# -- children that can have many jobs at a time
+
+#: As many as their group lets them have.
+MANY = Ready(protocol=1, features=("multiplex", "cancel", "progress"))
+
+
+def world_of_many(size: int | None, most: int, limit: int = 10, **settings: Any) -> World:
+    """A world whose children have said that they are ready, and may have `most` jobs each."""
+    settings = {"handshake": True, "max_in_flight": most, **settings}
+    world = World(limit=limit, a=kind(size, **settings))
+    for child in world.children():
+        world.tell(world.scheduler.ready, child, MANY, None)
+    return world
+
+
+def test_silence_that_nobody_could_hear_is_no_silence() -> None:
+    """The engine was not turned: children may have waited for room in their pipes."""
+    world = world_of_many(1, 4, inactivity_timeout=5.0)
+    job, _ = world.send()
+    assert ends(world.at(5.0 + LATE + 0.1)) == []
+    assert ends(world.at(world.now + 4.9)) == []
+    [end] = ends(world.at(world.now + 0.2))
+    assert isinstance(end, Settle)
+    assert end.outcome == TimedOut(5.0, silent=True)
+    assert job.state is JobState.CLOSED
+
+
+def test_shrinking_lets_a_child_with_many_jobs_end_them_first() -> None:
+    world = world_of_many(None, 2, limit=4)
+    jobs = [world.send(f"{number}")[0] for number in range(4)]
+    [stays, goes] = world.children()
+    world.scheduler.check_shrink(2)
+    assert world.tell(world.scheduler.shrink, 2) == []
+    assert [slot.child for slot in world.slots()] in ([stays], [goes])
+    if world.slots()[0].child is goes:
+        stays, goes = goes, stays
+    theirs = [job for job in jobs if job.child is goes]
+    later = world.submit("later")
+    first, last = theirs
+    actions = world.tell(world.scheduler.replied, goes, Ok(id=first.task_id))
+    assert goes.state is ChildState.BUSY
+    actions += world.tell(world.scheduler.replied, goes, Ok(id=last.task_id))
+    assert CloseStdin(goes) in actions
+    assert [end.job for end in ends(actions) if isinstance(end, Settle)] == theirs
+    assert later.child is not goes
+    actions = world.tell(world.scheduler.exited, goes, 0, READ_ALL)
+    assert reports(actions) == []
+    assert world.children() == [stays]
+
+
+def test_a_child_with_many_jobs_that_has_to_go_may_die_first() -> None:
+    world = world_of_many(None, 2, limit=4)
+    for number in range(4):
+        world.send(f"{number}")
+    before = world.children()
+    world.tell(world.scheduler.shrink, 2)
+    [goes] = {*before} - {slot.child for slot in world.slots()}
+    actions = world.tell(world.scheduler.exited, goes, 1, READ_ALL)
+    assert [type(end.outcome) for end in ends(actions) if isinstance(end, Settle)] == [Lost] * 2
+    assert not [action for action in actions if isinstance(action, Spawn)]
+
+
+def test_a_busy_child_with_one_job_at_a_time_is_not_taken_away() -> None:
+    world = world_of_many(None, 1, limit=1)
+    world.send()
+    with pytest.raises(ValueError, match="All processes busy"):
+        world.scheduler.check_shrink(1)
+
+
+def test_a_task_that_only_a_newer_child_announces_waits_for_it() -> None:
+    """While children are replaced by those of another program."""
+    world = World(a=kind(2, handshake=True))
+    old, new = world.children()
+    world.tell(world.scheduler.ready, old, Ready(protocol=1, tasks=("task.old",)), None)
+    ready = Ready(protocol=1, tasks=("task.old", "task.new"))
+    world.tell(world.scheduler.ready, new, ready, None)
+    first, second = (Job(f"{number}", "task.new", "a") for number in range(2))
+    world.tell(world.scheduler.submit, first)
+    assert first.child is new
+    world.tell(world.scheduler.submit, second)
+    assert second.state is JobState.QUEUED
+    # One that was announced by nobody is any child's, also behind one that has to wait.
+    other = world.submit("other")
+    assert other.child is old
+    world.tell(world.scheduler.provide, first, b"request")
+    world.tell(world.scheduler.replied, new, Ok(id="0"))
+    assert second.child is new
