@@ -10,8 +10,12 @@ from typing import Any
 
 import celery
 from billiard.exceptions import TimeLimitExceeded
-from celery import Celery, Task, _state
+from celery import Celery, Task, _state, signals
+from celery.app.task import Context
+from celery.app.trace import task_has_custom
+from celery.backends.base import Backend, DisabledBackend
 from celery.exceptions import TaskRevokedError
+from celery.loaders.base import BaseLoader
 from celery.states import REVOKED
 from celery.utils.log import get_logger
 from celery.worker.request import Request
@@ -24,6 +28,8 @@ __all__ = (
     "block_joins",
     "ignores_result",
     "install_fixups",
+    "is_observed",
+    "may_be_observed",
     "reject",
     "report_hard_timeout",
     "resolve_auto_concurrency",
@@ -63,16 +69,48 @@ def resolve_auto_concurrency(worker: Any) -> None:
             worker.concurrency = cpu_budget().count
 
 
-def ignores_result(task: Task) -> bool:
-    """Return whether nothing is to be stored of the current request of `task`.
+def ignores_result(task: Task, request: Context) -> bool:
+    """Return whether nothing is to be stored of `request` of `task`.
 
-    Since Celery 5.7 the request's own word wins; before, either's is enough.
+    Since Celery 5.7 the request's own word wins (celery/app/task.py: `get_actual_ignore_result`);
+    before, either's is enough.
     """
-    if celery.VERSION >= (5, 7):
-        from celery.app.task import get_actual_ignore_result
+    if isinstance(task.backend, DisabledBackend):
+        return True
+    asked = vars(request).get("ignore_result")
+    if celery.VERSION >= (5, 7) and asked is not None:
+        return bool(asked)
+    return bool(task.ignore_result or asked)
 
-        return bool(get_actual_ignore_result(task, task.request))
-    return bool(task.ignore_result or task.request.ignore_result)
+
+def is_observed() -> bool:
+    """Return whether anybody listens to what Celery's tracer signals of each task."""
+    return bool(
+        signals.task_prerun.receivers
+        or signals.task_postrun.receivers
+        or signals.task_success.receivers
+    )
+
+
+def may_be_observed(app: Celery, task: Task) -> bool:
+    """Return whether something but Celery's own code is called when `task` is traced and succeeds,
+    whose result is ignored.
+
+    What the tracers of Celery 5.3 to 5.7 call is known (celery/app/trace.py: `build_tracer`), and
+    of later ones nothing.
+    """
+    own = type(task)
+    return (
+        celery.VERSION >= (5, 8)
+        or any(
+            task_has_custom(task, hook) for hook in ("before_start", "on_success", "after_return")
+        )
+        or (own.__call__ is not Task.__call__ and own.__call__.__module__ != f"{__package__}.tasks")
+        or type(app.loader).on_task_init is not BaseLoader.on_task_init
+        or type(app.loader).on_process_cleanup is not BaseLoader.on_process_cleanup
+        or type(task.backend).process_cleanup is not Backend.process_cleanup
+        or bool(app.conf.worker_deduplicate_successful_tasks)
+    )
 
 
 def reject(job: Any) -> None:

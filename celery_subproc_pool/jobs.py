@@ -60,19 +60,20 @@ class PoolJob(Job):
         target: Celery's tracer.
         arguments: the tracer's: the task's name, its id, and the rest of the message.
         callbacks: Celery's.
-        traced_here: whether a thread of the worker runs the tracer; otherwise the child does.
+        traced_here: whether a thread of the worker runs the tracer from the start; otherwise the
+            child does, or one does in the end, if need be.
     """
 
     __slots__ = (
         "_answer",
         "_answered",
-        "_arguments",
         "_asked",
         "_owner",
         "_progress",
         "_report",
         "_storing",
         "_target",
+        "arguments",
         "callbacks",
         "ending",
         "pid",
@@ -95,6 +96,7 @@ class PoolJob(Job):
             traced_here=traced_here,
             retries=arguments[2].get("retries") or 0,
         )
+        self.arguments = arguments
         self.callbacks = callbacks
         #: The child's pid, once accepted; the worker's own for a job that no child takes.
         self.pid = os.getpid()
@@ -104,10 +106,9 @@ class PoolJob(Job):
         self.stored_before = False
         self._owner = owner
         self._target = target
-        self._arguments = arguments
         self._asked = False
         self._answer: Reply | BaseException | None = None
-        #: The latest that the tracing thread has not seen.
+        #: The latest.
         self._progress: dict[str, Any] | None = None
         # A bare lock: the cheapest way to wait for another thread.
         self._answered = threading.Lock()
@@ -188,16 +189,19 @@ class PoolJob(Job):
                 " in a child can call run() once for each job"
             )
         self._asked = True
-        self._owner.provide(self, line)
+        if self._answer is None:
+            self._owner.provide(self, line)
+        seen = None
         while True:
             self._answered.acquire()
             if isinstance(self._answer, BaseException):
                 raise self._answer
             if self._answer is not None:
                 return self._answer
-            meta, self._progress = self._progress, None
-            if meta is not None:
-                on_progress(meta)
+            if seen is not self._progress:
+                seen = self._progress
+                assert seen is not None
+                on_progress(seen)
 
     def trace(self) -> Callable[[], None] | None:
         """Run Celery's tracer, which stores the result. Called in a tracing thread.
@@ -207,7 +211,7 @@ class PoolJob(Job):
         """
         try:
             with exchanging(self):
-                result = self._target(*self._arguments)
+                result = self._target(*self.arguments)
         except JobAbandoned:
             return None
         except Exception as exc:

@@ -11,6 +11,7 @@ from billiard.einfo import ExceptionInfo
 from billiard.exceptions import SoftTimeLimitExceeded, WorkerLostError
 from billiard.exceptions import Terminated as BilliardTerminated
 from celery import Task
+from celery.app.task import Context
 from celery.exceptions import Ignore, Reject
 
 from . import protocol
@@ -73,16 +74,16 @@ def conclude(
     raise Ignore()
 
 
-def throttles_of(task: Task) -> int:
-    """Return how often the current request of `task` was throttled before."""
-    headers = task.request.headers or {}
+def throttles_of(request: Context) -> int:
+    """Return how often `request` was throttled before."""
+    headers = request.headers or {}
     count = headers.get(THROTTLES_HEADER, 0)
     return count if isinstance(count, int) else 0
 
 
 def _throttle(task: Task, reply: protocol.Throttled, most: int | None) -> NoReturn:
     request = task.request
-    throttles = throttles_of(task) + 1
+    throttles = throttles_of(request) + 1
     if most is not None and throttles > most:
         raise task.MaxRetriesExceededError(
             f"{task.name}[{request.id}] was throttled {throttles} times;"

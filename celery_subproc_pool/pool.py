@@ -15,7 +15,6 @@ from typing import Any
 
 import click
 from billiard.einfo import ExceptionInfo
-from billiard.exceptions import SoftTimeLimitExceeded
 from celery import signals as celery_signals
 from celery.concurrency.base import BasePool
 from celery.exceptions import WorkerShutdown
@@ -25,31 +24,20 @@ from celery.utils.log import get_logger
 from celery.utils.nodenames import gethostname
 from celery.worker import state
 
-from . import banner, config, control, facts, launch, messages, outcome, protocol
-from .compat import reject, report_hard_timeout, store_revoked_again
+from . import banner, config, control, ends, facts, launch, messages, outcome, protocol
 from .drivers import HubDriver, ThreadDriver, wait_for_children
-from .errors import ConfigError, PoisonousTaskError, SpawnError
+from .errors import ConfigError, SpawnError
 from .events import ChildEvents
 from .jobs import Callbacks, PoolJob
 from .live import ChildFacts
 from .protocol import CancelReason
-from .records import (
-    Answered,
-    Change,
-    Child,
-    Faulted,
-    Group,
-    Lost,
-    Outcome,
-    SoftTimedOut,
-    Started,
-    Terminated,
-    TimedOut,
-)
+from .records import Change, Child, Group, Outcome, Started
+from .reports import some_of
 from .routes import Routes
 from .scheduler import Scheduler
 from .supervisor import Supervisor
 from .tracing import TracingThreads
+from .untraced import Untraced
 
 __all__ = ("Pool",)
 
@@ -83,6 +71,7 @@ class Pool(BasePool, control.Controlled):
             if click.get_current_context(silent=True) is not None:
                 raise click.ClickException(str(exc)) from None
             raise
+        self._untraced = Untraced(self.app)
         self._semaphore = self.options.get("semaphore")
         #: Not over yet. This keeps them alive: Celery does not.
         self._jobs: set[PoolJob] = set()
@@ -161,9 +150,10 @@ class Pool(BasePool, control.Controlled):
             self._events.attach(sender)
 
     def did_start_ok(self) -> bool:
-        """Return whether every group that is to have children has one."""
+        """Return whether every group that is to have children has one, or had: what comes later
+        heals by itself."""
         groups = self._engine.scheduler.groups.values()
-        return all(group.children for group in groups if group.slots)
+        return all(group.children or group.came_up for group in groups if group.slots)
 
     def register_with_event_loop(self, loop: Any) -> None:
         """Have kombu's hub `loop` turn the engine. Called again after a lost connection."""
@@ -266,7 +256,11 @@ class Pool(BasePool, control.Controlled):
         name, task_id = args[0], args[1]
         group = self._routes.find(name, config.PYTHON in supervisor.scheduler.groups)
         callbacks = Callbacks(accept_callback, callback, error_callback, timeout_callback)
-        job = PoolJob(self, group, target, args, callbacks, traced_here=group != config.PYTHON)
+        python = group == config.PYTHON
+        request = None if python or group is None else self._untraced.request(args)
+        traced_here = not python and request is None
+        job = PoolJob(self, group, target, args, callbacks, traced_here)
+        job.request = request
         if group is not None:
             own_hard, own_soft = args[2].get("timelimit") or (None, None)
             # Celery notes a task's limits when the worker starts; the remote control command
@@ -278,7 +272,7 @@ class Pool(BasePool, control.Controlled):
             job.timeout = hard or self.options.get("timeout") or default
             job.soft_timeout = soft or self.options.get("soft_timeout")
         self._jobs.add(job)
-        if group == config.PYTHON:
+        if python:
             try:
                 job.request = messages.encode_task(task_id, args)
             except Exception as exc:
@@ -322,8 +316,12 @@ class Pool(BasePool, control.Controlled):
     def traced(self, job: PoolJob) -> None:
         """The tracing thread of `job` is through."""
         supervisor = self._supervisor
-        if supervisor is not None:
+        if supervisor is None:
+            return
+        if job.traced_here:
             supervisor.post(supervisor.scheduler.finish, job)
+        else:
+            supervisor.call(partial(self.finished, job))
 
     # -- the engine's callbacks: `supervisor.Listener`
 
@@ -355,17 +353,25 @@ class Pool(BasePool, control.Controlled):
 
     def settled(self, job: PoolJob, result: Outcome, facts: ChildFacts | None) -> None:
         """The time of `job` with a child is over."""
-        report = partial(self._report_end, job, result, facts)
-        if not job.traced_here:
+        report = partial(ends.report, self.app, job, result, facts)
+        answer = None if job.group == config.PYTHON else ends.for_tracer(result, facts)
+        if job.traced_here:
+            if answer is not None:
+                job.answer(answer)
+            elif job.abandon(report):
+                self._conclude(job, report)
+        elif answer is None:
             self._conclude(job, report)
-        elif isinstance(result, Answered):
-            job.answer(result.reply)
-        elif isinstance(result, Faulted):
-            job.answer(outcome.protocol_fault(result.reason, facts))
-        elif isinstance(result, SoftTimedOut):
-            job.answer(SoftTimeLimitExceeded(result.seconds))
-        elif job.abandon(report):
-            self._conclude(job, report)
+        elif isinstance(answer, protocol.Ok):
+            self._conclude(job, partial(self._report_success, job, answer))
+        else:
+            job.answer(answer)
+            self._start_tracing(job)
+
+    def _report_success(self, job: PoolJob, reply: protocol.Ok) -> None:
+        """Tell Celery that a job which was not traced has succeeded."""
+        runtime = time.monotonic() - job.begun_at
+        job.callbacks.callback(self._untraced.succeed(job.arguments, reply.result, runtime))
 
     def unwound(self, job: PoolJob, report: Callable[[], None]) -> None:
         """`job`, which was abandoned, stores nothing any more: its end can be told by `report`."""
@@ -388,7 +394,7 @@ class Pool(BasePool, control.Controlled):
         group = child.group
         new = self._routes.announce(group.name, child.tasks) if child.tasks else []
         if new:
-            logger.info("The children of %s announce the tasks %s", group.name, ", ".join(new))
+            logger.info("The children of %s announce the tasks %s", group.name, some_of(new))
             if self._consumer is not None:
                 self._consumer.update_strategies()
         if child.capacity < group.settings.max_in_flight and group.name not in self._narrow_groups:
@@ -429,36 +435,6 @@ class Pool(BasePool, control.Controlled):
                 config.ROOT,
                 job.group,
             )
-
-    def _report_end(self, job: PoolJob, result: Outcome, facts: ChildFacts | None) -> None:
-        """Tell Celery of an end that a tracer here has no part in."""
-        callbacks = job.callbacks
-        if isinstance(result, Answered):
-            assert isinstance(result.reply, protocol.Traced)
-            try:
-                end = messages.decode_end(self.app, result.reply)
-            except Exception as exc:
-                # Whatever it is, the job has come to its end.
-                end = messages.End(True, outcome.exception_info(exc))
-            (callbacks.error_callback if end.escaped else callbacks.callback)(end.result)
-        elif isinstance(result, TimedOut):
-            if result.silent:
-                logger.warning(
-                    "The child of %s told nothing of it for %g s (inactivity_timeout)",
-                    job.title,
-                    result.seconds,
-                )
-            report_hard_timeout(job, result.seconds)
-        elif isinstance(result, Faulted):
-            error: Exception = outcome.protocol_fault(result.reason, facts)
-            callbacks.error_callback(outcome.exception_info(error))
-        elif isinstance(result, (Lost, Terminated)):
-            error = outcome.exception(result, facts)
-            if isinstance(error, PoisonousTaskError):
-                reject(job)
-            callbacks.error_callback(outcome.exception_info(error))
-            if isinstance(result, Terminated) and job.stored_before:
-                store_revoked_again(job)
 
     def _wait_for_slot(self) -> None:
         with self._slot_freed:

@@ -7,12 +7,13 @@ is one exchange with a child, made in the tracing thread that the pool started f
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Protocol
 
 from celery import Task
+from celery.app.task import Context
 from celery.states import STARTED
 from celery.utils.log import get_logger
 
@@ -130,7 +131,7 @@ def run_in_child(
     job: Exchange = _current.job
     if track_started:
         _store(task, job, STARTED, {"pid": job.pid, "hostname": task.request.hostname})
-    line = encode_request(job.task_id, payload(task, args, kwargs))
+    line = encode_request(job.task_id, payload(task.name, task.request, args, kwargs))
     reply = job.exchange(line, partial(_store_progress, task, job))
     over = job.soft_timeout if job.cancelled is CancelReason.SOFT_TIME_LIMIT else None
     return conclude(task, reply, throttle_max_retries, over)
@@ -139,7 +140,7 @@ def run_in_child(
 def _store(task: Task, job: Exchange, state: str, meta: dict[str, Any]) -> None:
     """Store `state` of the current request of `task`, unless its result will not be stored either:
     nobody would ever learn that it came."""
-    if not ignores_result(task):
+    if not ignores_result(task, task.request):
         with job.storing():
             task.update_state(state=state, meta=meta)
 
@@ -156,16 +157,17 @@ def _store_progress(task: Task, job: Exchange, meta: dict[str, Any]) -> None:
         )
 
 
-def payload(task: Task, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the payload of the current request of `task`, as ``docs/protocol.md`` has it."""
-    request = task.request
+def payload(
+    name: str, request: Context, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the payload of `request` of the task `name`, as ``docs/protocol.md`` has it."""
     delivery = request.delivery_info or {}
     return {
-        "task": task.name,
+        "task": name,
         "args": args,
         "kwargs": kwargs,
         "retries": request.retries,
-        "throttles": throttles_of(task),
+        "throttles": throttles_of(request),
         "root_id": request.root_id,
         "parent_id": request.parent_id,
         "group": request.group,

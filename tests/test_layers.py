@@ -54,6 +54,11 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "jobs": ({"errors", "outcome", "protocol", "records", "tasks"}, {"billiard"}),
     "messages": ({"errors", "protocol"}, {"billiard", "celery", "kombu", "msgspec"}),
     "withheld": ({"config"}, {"celery"}),
+    "ends": (
+        {"compat", "errors", "jobs", "live", "messages", "outcome", "protocol", "records"},
+        {"billiard", "celery"},
+    ),
+    "untraced": ({"compat", "protocol", "tasks"}, {"celery", "kombu"}),
     "launch": (
         {"compat", "config", "errors", "messages", "protocol", "records", "routes", "withheld"},
         {"celery", "click"},
@@ -66,10 +71,10 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "pool": (
         {
             "banner",
-            "compat",
             "config",
             "control",
             "drivers",
+            "ends",
             "errors",
             "events",
             "facts",
@@ -80,10 +85,12 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
             "outcome",
             "protocol",
             "records",
+            "reports",
             "routes",
             "scheduler",
             "supervisor",
             "tracing",
+            "untraced",
         },
         {"billiard", "celery", "click"},
     ),

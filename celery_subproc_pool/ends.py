@@ -1,0 +1,84 @@
+"""Tells Celery how jobs ended, where no tracer in the worker does.
+
+Layer: above `jobs`, `compat` and `messages`; imports Celery. All of it is called on the thread that
+turns the engine, and calls Celery's callbacks.
+"""
+
+from __future__ import annotations
+
+from billiard.exceptions import SoftTimeLimitExceeded
+from celery import Celery
+from celery.utils.log import get_logger
+
+from . import messages, outcome, protocol
+from .compat import reject, report_hard_timeout, store_revoked_again
+from .errors import PoisonousTaskError
+from .jobs import PoolJob
+from .live import ChildFacts
+from .records import Answered, Faulted, Lost, Outcome, SoftTimedOut, Terminated, TimedOut
+
+__all__ = ("for_tracer", "report")
+
+logger = get_logger(__name__)
+
+
+def for_tracer(result: Outcome, facts: ChildFacts | None) -> protocol.Reply | Exception | None:
+    """Return what the tracer of an external job makes of `result`: a reply, or what its exchange
+    raises; None if no tracer has a part in such an end.
+
+    Arguments:
+        result: how the job's time with its child ended.
+        facts: what is known of the child.
+    """
+    if isinstance(result, Answered):
+        return result.reply
+    if isinstance(result, Faulted):
+        return outcome.protocol_fault(result.reason, facts)
+    if isinstance(result, SoftTimedOut):
+        over: Exception = SoftTimeLimitExceeded(result.seconds)
+        return over
+    return None
+
+
+def report(app: Celery, job: PoolJob, result: Outcome, facts: ChildFacts | None) -> None:
+    """Tell Celery of an end that a tracer here has no part in.
+
+    Arguments:
+        app: the worker's app.
+        job: whose end it is.
+        result: how its time with its child ended.
+        facts: what is known of the child.
+    """
+    callbacks = job.callbacks
+    if isinstance(result, Answered):
+        assert isinstance(result.reply, protocol.Traced)
+        _report_traced(app, job, result.reply)
+    elif isinstance(result, TimedOut):
+        if result.silent:
+            logger.warning(
+                "The child of %s told nothing of it for %g s (inactivity_timeout)",
+                job.title,
+                result.seconds,
+            )
+        report_hard_timeout(job, result.seconds)
+    elif isinstance(result, Faulted):
+        fault = outcome.protocol_fault(result.reason, facts)
+        callbacks.error_callback(outcome.exception_info(fault))
+    elif isinstance(result, (Lost, Terminated)):
+        error = outcome.exception(result, facts)
+        if isinstance(error, PoisonousTaskError):
+            reject(job)
+        callbacks.error_callback(outcome.exception_info(error))
+        if isinstance(result, Terminated) and job.stored_before:
+            store_revoked_again(job)
+
+
+def _report_traced(app: Celery, job: PoolJob, reply: protocol.Traced) -> None:
+    """Tell Celery how a Python child's own trace ended."""
+    try:
+        end = messages.decode_end(app, reply)
+    except Exception as exc:
+        # Whatever it is, the job has come to its end.
+        end = messages.End(True, outcome.exception_info(exc))
+    callbacks = job.callbacks
+    (callbacks.error_callback if end.escaped else callbacks.callback)(end.result)
