@@ -1,0 +1,330 @@
+"""Jobs that are done without a trace, because nobody could see one."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import celery
+import psutil
+import pytest
+from celery import Celery, Task, signals
+from celery.loaders.app import AppLoader
+from kombu.serialization import dumps
+
+from celery_subproc_pool import SubprocTask
+from celery_subproc_pool.untraced import Untraced
+
+from .conftest import python_child, wait_for
+from .worker import Project, Worker
+
+# -- which jobs
+
+
+class Hooked(SubprocTask):
+    """Defined anew below, with one hook each."""
+
+    abstract = True
+
+
+class Called(SubprocTask):
+    abstract = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs)
+
+
+class OwnLoader(AppLoader):  # type: ignore[misc]
+    def on_task_init(self, task_id: str, task: Task) -> None: ...
+
+
+def body(*args: Any) -> None:
+    """Never run."""
+
+
+def app_with(base: type[Task] = SubprocTask, **conf: Any) -> Celery:
+    """Return an app with one task, whose results are ignored."""
+    app = Celery(broker="memory://", backend="cache+memory://", set_as_current=False)
+    app.conf.update(conf)
+    app.task(base=base, name="it", ignore_result=True, shared=False)(body)
+    app.finalize()
+    return app
+
+
+def arguments(app: Celery, *args: Any, **options: Any) -> tuple[Any, ...]:
+    """Return what Celery gives the pool for a message."""
+    task_id = str(uuid.uuid4())
+    options.setdefault("ignore_result", True)
+    message = app.amqp.as_task_v2(task_id, "it", args, {}, **options)
+    content_type, encoding, body = dumps(message.body, "json")
+    return "it", task_id, dict(message.headers), body, content_type, encoding
+
+
+def is_untraced(app: Celery, *args: Any, **options: Any) -> bool:
+    return Untraced(app).request(arguments(app, *args, **options)) is not None
+
+
+def test_the_request_is_the_one_that_a_trace_would_make() -> None:
+    app = app_with()
+    given = arguments(app, 1, "two", headers={"tenant": "acme"}, eta=None, group_id="g")
+    line = Untraced(app).request(given)
+    assert line is not None
+    request = json.loads(line)
+    payload = request["payload"]
+    assert request["id"] == given[1]
+    assert (payload["task"], payload["args"], payload["kwargs"]) == ("it", [1, "two"], {})
+    assert payload["group"] == "g"
+    assert payload["retries"] == payload["throttles"] == 0
+
+
+@pytest.mark.parametrize("what", ["callbacks", "chain", "chord"])
+def test_what_follows_a_job_is_sent_by_its_tracer(what: str) -> None:
+    assert not is_untraced(app_with(), **{what: [{"task": "next"}]})
+
+
+def test_a_result_is_stored_by_its_tracer() -> None:
+    app = app_with()
+    assert is_untraced(app)
+    app.tasks["it"].ignore_result = False
+    assert not is_untraced(app, ignore_result=False)
+    assert is_untraced(app_with(result_backend="disabled://"), ignore_result=False)
+
+
+def test_since_celery_5_7_the_request_says_whether_its_result_is_ignored() -> None:
+    app = app_with()
+    assert is_untraced(app, ignore_result=False) == (celery.VERSION < (5, 7))
+
+
+@pytest.mark.parametrize("hook", ["before_start", "on_success", "after_return"])
+def test_hooks_are_called_by_a_tracer(hook: str) -> None:
+    base = type("Base", (Hooked,), {hook: lambda self, *args: None, "abstract": True})
+    assert not is_untraced(app_with(base))
+
+
+def test_a_task_that_wraps_its_call_is_traced() -> None:
+    assert not is_untraced(app_with(Called))
+
+
+@pytest.mark.parametrize("name", ["task_prerun", "task_postrun", "task_success"])
+def test_signals_are_sent_by_a_tracer(name: str) -> None:
+    signal = getattr(signals, name)
+    app = app_with()
+
+    def receiver(**_: Any) -> None: ...
+
+    signal.connect(receiver)
+    try:
+        assert not is_untraced(app)
+    finally:
+        signal.disconnect(receiver)
+    assert is_untraced(app)
+
+
+def test_a_loader_of_ones_own_is_called_by_a_tracer() -> None:
+    app = Celery(loader=OwnLoader, broker="memory://", set_as_current=False)
+    app.task(base=SubprocTask, name="it", ignore_result=True, shared=False)(body)
+    app.finalize()
+    assert not is_untraced(app)
+
+
+def test_duplicates_are_sought_by_a_tracer() -> None:
+    assert not is_untraced(app_with(worker_deduplicate_successful_tasks=True))
+
+
+def test_a_reloaded_task_is_looked_at_anew() -> None:
+    app = app_with()
+    untraced = Untraced(app)
+    assert untraced.request(arguments(app)) is not None
+    app.tasks.unregister("it")
+    app.task(base=Called, name="it", ignore_result=True, shared=False)(body)
+    assert untraced.request(arguments(app)) is None
+
+
+def test_what_cannot_be_read_is_for_the_tracer_to_say() -> None:
+    app = app_with()
+    name, task_id, headers, _, _, encoding = arguments(app)
+    untraced = Untraced(app)
+    pickled = (name, task_id, headers, b"...", "application/x-python-serialize", encoding)
+    assert untraced.request(pickled) is None
+    unwritable = (name, task_id, headers, ((object(),), {}, {}), None, None)
+    assert untraced.request(unwritable) is None
+
+
+# -- what becomes of them
+
+CODE = """
+from celery import signals
+from celery_subproc_pool import SubprocTask
+def note(signal):
+    def receive(sender=None, request=None, **kwargs):
+        with open({path!r}, "a") as file:
+            file.write(f"{{signal}} {{kwargs.get('task_id') or request.id}}\\n")
+    getattr(signals, signal).connect(receive, weak=False)
+for signal in ("task_failure", "task_retry", "task_revoked", "task_rejected"):
+    note(signal)
+@app.task(base=SubprocTask, name="do.ignored", ignore_result=True, max_retries=1)
+def ignored(*args): ...
+@app.task(base=SubprocTask, name="do.again", ignore_result=True, max_retries=1,
+          autoretry_for=(Exception,), default_retry_delay=0)
+def again(*args): ...
+@app.task(base=SubprocTask, name="do.late", ignore_result=True, acks_late=True)
+def late(*args): ...
+"""
+
+
+class Place(NamedTuple):
+    """A worker whose jobs leave no results: what they came to stands in its log."""
+
+    project: Project
+    worker: Worker
+    notes: Path
+
+    def send(self, *steps: list[Any], name: str = "do.ignored", **options: Any) -> str:
+        result = self.project.app.send_task(name, [list(steps)], ignore_result=True, **options)
+        return str(result.id)
+
+    def says(self, pattern: str) -> Any:
+        return wait_for(lambda: re.search(pattern, self.worker.log, re.DOTALL), repr(pattern))
+
+    def noted(self, signal: str, task_id: str) -> bool:
+        return f"{signal} {task_id}" in self.notes.read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def shared_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    path = tmp_path_factory.mktemp("untraced")
+    notes = path / "notes"
+    notes.touch()
+    children = {
+        "obeys": {
+            "argv": python_child("obeys"),
+            "tasks": ["do.*"],
+            "soft_timeout_signal": "SIGUSR2",
+        }
+    }
+    project = Project(
+        path, conf={"subproc_pool": {"children": children}}, code=CODE.format(path=str(notes))
+    )
+    with project.worker("-P", "subproc", "-c", "2") as worker:
+        yield Place(project, worker, notes)
+
+
+def test_success_is_told_without_a_thread(shared_worker: Place, tmp_path: Path) -> None:
+    place = shared_worker
+    threads = psutil.Process(place.worker.process.pid).num_threads()
+    for _ in range(10):
+        last = place.send(["reply", {"result": [1, "two"]}])
+    place.says(rf"Task do\.ignored\[{last}\] succeeded in [\d.e-]+s: \[1, 'two'\]")
+    assert psutil.Process(place.worker.process.pid).num_threads() == threads
+
+
+def test_the_runtime_is_that_of_the_child(shared_worker: Place, tmp_path: Path) -> None:
+    place = shared_worker
+    gate = tmp_path / "gate"
+    job = place.send(["touch", str(tmp_path / "begun")], ["wait", str(gate)], ["reply", {}])
+    wait_for((tmp_path / "begun").exists, "its begin")
+    wait_for(partial(_has_run_for, place, job, 0.3), "some time in the child")
+    gate.touch()
+    found = place.says(rf"do\.ignored\[{job}\] succeeded in (\d+\.\d+)s")
+    assert float(found[1]) >= 0.3
+
+
+def _has_run_for(place: Place, job: str, seconds: float) -> bool:
+    replies = place.project.app.control.inspect([place.project.node], timeout=20)
+    [rows] = replies._request("subproc").values()
+    tasks = [row["task"] for row in rows if row["task"]]
+    return any(task["id"] == job and task["seconds"] >= seconds for task in tasks)
+
+
+@pytest.mark.parametrize(
+    ("steps", "says", "signal"),
+    [
+        ([["reply", {"status": "error"}]], r"\[ID\] raised unexpected: Child", "task_failure"),
+        ([["write", "no JSON"]], r"\[ID\] raised unexpected: ProtocolFault", "task_failure"),
+        ([["exit", 3]], r"WorkerLostError.*exitcode 3", "task_failure"),
+        (
+            [["reply", {"status": "retry", "countdown": 600}]],
+            r"\[ID\] retry: Retry in 600",
+            "task_retry",
+        ),
+        ([["throttle", 1, 600]], r"\[ID\] retry: Retry in 600", "task_retry"),
+    ],
+    ids=["error", "fault", "lost", "retry", "throttled"],
+)
+def test_every_other_end_is_traced(
+    shared_worker: Place, steps: list[Any], says: str, signal: str
+) -> None:
+    place = shared_worker
+    job = place.send(*steps)
+    place.says(says.replace("ID", job))
+    wait_for(partial(place.noted, signal, job), f"the signal {signal}")
+
+
+def test_a_retry_has_its_count(shared_worker: Place, tmp_path: Path) -> None:
+    place = shared_worker
+    job = place.send(
+        ["append", str(tmp_path / "runs")], ["reply", {"status": "retry", "countdown": 0}]
+    )
+    place.says(rf"do\.ignored\[{job}\] raised unexpected: ChildTaskError")
+    assert (tmp_path / "runs").read_text() == "run\n" * 2, "max_retries is 1"
+
+
+def test_throttling_uses_up_no_retry(shared_worker: Place) -> None:
+    place = shared_worker
+    job = place.send(["throttle", 3, 0])
+    place.says(rf"\[{job}\] succeeded in [^\n]*: {{'throttles': 3, 'retries': 0}}")
+
+
+def test_autoretry(shared_worker: Place, tmp_path: Path) -> None:
+    place = shared_worker
+    path = str(tmp_path / "runs")
+    job = place.send(["append", path], ["reply", {"status": "error"}], name="do.again")
+    place.says(rf"do\.again\[{job}\] raised unexpected: ChildTaskError")
+    assert Path(path).read_text() == "run\n" * 2
+
+
+def test_time_limits(shared_worker: Place, tmp_path: Path) -> None:
+    place = shared_worker
+    job = place.send(["wait", "/nowhere"], time_limit=0.3)
+    place.says(rf"Hard time limit \(0\.3s\) exceeded for do\.ignored\[{job}\]")
+    wait_for(partial(place.noted, "task_failure", job), "the signal")
+
+
+def test_a_revoke(shared_worker: Place, tmp_path: Path) -> None:
+    place = shared_worker
+    begun = tmp_path / "begun"
+    job = place.send(["touch", str(begun)], ["wait", "/nowhere"], name="do.late")
+    wait_for(begun.exists, "its begin")
+    place.project.app.control.revoke(job, terminate=True, destination=[place.project.node])
+    wait_for(partial(place.noted, "task_revoked", job), "the signal")
+
+
+def test_a_link_is_followed(shared_worker: Place, tmp_path: Path) -> None:
+    place = shared_worker
+    path = str(tmp_path / "next")
+    step = place.project.app.signature(
+        "do.ignored", ([["touch", path], ["reply", {}]],), immutable=True
+    )
+    place.send(["reply", {}], link=step)
+    wait_for(Path(path).exists, "the next one")
+
+
+def test_a_warm_shutdown_waits_for_it(tmp_path: Path) -> None:
+    children = {"obeys": {"argv": python_child("obeys"), "tasks": ["do.*"]}}
+    code = CODE.format(path=str(tmp_path / "notes"))
+    project = Project(tmp_path, conf={"subproc_pool": {"children": children}}, code=code)
+    begun, gate = tmp_path / "begun", tmp_path / "gate"
+    with project.worker("-P", "subproc", "-c", "1") as worker:
+        place = Place(project, worker, tmp_path / "notes")
+        job = place.send(["touch", str(begun)], ["wait", str(gate)], ["reply", {"status": "error"}])
+        wait_for(begun.exists, "its begin")
+        worker.process.terminate()
+        place.says("Warm shutdown")
+        gate.touch()
+        assert worker.process.wait(30) == 0
+        place.says(rf"\[{job}\] raised unexpected: ChildTaskError")
