@@ -46,7 +46,17 @@ class ChildProcess:
         SpawnError: the operating system refused.
     """
 
-    __slots__ = ("_popen", "_rest", "pid", "pidfd", "stderr", "stdin", "stdout", "written")
+    __slots__ = (
+        "_output",
+        "_popen",
+        "_rest",
+        "pid",
+        "pidfd",
+        "stderr",
+        "stdin",
+        "stdout",
+        "written",
+    )
 
     def __init__(
         self, argv: Sequence[str], env: Mapping[str, str], cwd: str | None, stderr: str
@@ -87,6 +97,8 @@ class ChildProcess:
         self.written = 0
         #: What of it is still to be written.
         self._rest: deque[memoryview] = deque()
+        self._output = select.poll()
+        self._output.register(self.stdout, select.POLLIN)
         for descriptor in (self.stdin, self.stdout, self.stderr):
             if descriptor is not None:
                 os.set_blocking(descriptor, False)
@@ -159,6 +171,10 @@ class ChildProcess:
         poll = select.poll()
         poll.register(self.stdin, 0)
         return not any(events & select.POLLERR for _, events in poll.poll(0))
+
+    def is_silent(self) -> bool:
+        """Return whether its stdout is open and nothing stands in it: cheaper than to `read`."""
+        return self.stdout is not None and not self._output.poll(0)
 
     def read_rest(self, descriptor: int) -> Iterator[bytes]:
         """Yield what stands in a pipe now, and not what somebody goes on writing meanwhile."""

@@ -53,6 +53,10 @@ SLOT = "CELERY_SUBPROC_POOL_SLOT"
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
+#: Actions of which the scheduler hears no more.
+_TELL_NOTHING = (records.Accept, records.Settle, records.Finished)
+
+
 class Listener(Protocol):
     """Who owns the jobs. Called on the thread that turns the engine."""
 
@@ -323,14 +327,21 @@ class Supervisor:
 
     def _run_to_rest(self) -> None:
         inbox, actions, callbacks = self._inbox, self._actions, self._callbacks
+        #: Whether the scheduler was told something since it has handed out jobs.
+        told = True
         while True:
             while inbox:
                 event, arguments = inbox.popleft()
                 actions.extend(event(*arguments, self._clock()))
-            actions.extend(self.scheduler.dispatch(self._clock()))
+                told = True
+            if told:
+                actions.extend(self.scheduler.dispatch(self._clock()))
+                told = False
             if actions:
                 while actions:
-                    self._do(actions.popleft())
+                    action = actions.popleft()
+                    self._do(action)
+                    told = told or type(action) not in _TELL_NOTHING
             elif callbacks:
                 self._call_back(callbacks.popleft())
             else:
@@ -480,7 +491,11 @@ class Supervisor:
     def _hear_first(self, live: LiveChild) -> bool:
         """Take in what a child wrote before its next request; return whether it can have that."""
         process, child = live.process, live.child
-        early = b"" if process.stdout is None else process.read(process.stdout)
+        if process.is_silent():
+            # Most often.
+            early = None
+        else:
+            early = b"" if process.stdout is None else process.read(process.stdout)
         if early == b"":
             self._unwritten(live, "it closed its stdout")
             return False

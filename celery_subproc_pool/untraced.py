@@ -12,6 +12,7 @@ reply at hand, and nobody is there to see that the trace began late.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,18 +86,19 @@ class Untraced:
             runtime: seconds that it took.
         """
         name, task_id, headers = arguments[:3]
-        text: str = saferepr(result, self._app.tasks[name].resultrepr_maxsize)
-        tracers_logger.info(
-            LOG_SUCCESS,
-            {
+        text: str = "None"
+        if result is not None:
+            text = saferepr(result, self._app.tasks[name].resultrepr_maxsize)
+        if tracers_logger.isEnabledFor(logging.INFO):
+            facts = {
                 "id": task_id,
                 "name": headers.get("shadow") or name,
                 "return_value": text,
                 "runtime": runtime,
                 "args": headers.get("argsrepr"),
                 "kwargs": headers.get("kwargsrepr"),
-            },
-        )
+            }
+            tracers_logger.info(LOG_SUCCESS, facts)
         return 0, text, runtime
 
     def _leaves_nothing_to_see(self, task: Task) -> bool:
