@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from .config import ChildSettings
 
-__all__ = ("describe", "external_tasks", "show")
+__all__ = ("describe", "external_tasks", "show", "size_of")
 
 
 def describe(name: str, command: Sequence[str], size: str, tasks: Iterable[str]) -> str:
@@ -38,6 +38,13 @@ def external_tasks(name: str, child: ChildSettings, taken: Mapping[str, str]) ->
     for task, group in sorted(taken.items()):
         if group == name and not child.takes(task):
             yield task
+    if child.handshake and not child.tasks:
+        yield "what they announce"
+
+
+def size_of(child: ChildSettings, count: int) -> str:
+    """Return in words that a group has `count` children, with settings `child`."""
+    return f"{count}" if child.max_in_flight == 1 else f"{count}, {child.max_in_flight} jobs each"
 
 
 def show(descriptions: Iterable[str]) -> None:

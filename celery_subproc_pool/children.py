@@ -143,6 +143,7 @@ class Children:
         child.tasks = frozenset(greeting.tasks or ())
         child.group.announces |= bool(child.tasks)
         child.features = greeting.known_features
+        child.unknown_features = greeting.unknown_features
         if Feature.MULTIPLEX in child.features:
             most = child.group.settings.max_in_flight
             child.capacity = min(most, greeting.max_in_flight or most)
@@ -433,7 +434,8 @@ class Children:
         settings = child.group.settings
         if child.state is ChildState.STARTING:
             reason = child.reason or (
-                f"it was not ready within {settings.start_timeout:g} s (start_timeout)"
+                f"it was not ready within {settings.start_timeout:g} s (start_timeout): it did not"
+                ' write {"status":"ready","protocol":1}, as its group\'s handshake asks it to'
             )
             actions = self.vacate(child, Cause.NOT_STARTED, reason, (), now)
             return [self.kill(child, signal.SIGKILL), *actions]

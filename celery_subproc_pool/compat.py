@@ -28,6 +28,7 @@ __all__ = (
     "block_joins",
     "ignores_result",
     "install_fixups",
+    "is_cancelled",
     "is_observed",
     "may_be_observed",
     "reject",
@@ -111,6 +112,16 @@ def may_be_observed(app: Celery, task: Task) -> bool:
         or type(task.backend).process_cleanup is not Backend.process_cleanup
         or bool(app.conf.worker_deduplicate_successful_tasks)
     )
+
+
+def is_cancelled(job: Any) -> bool:
+    """Return whether Celery ends `job`, a `jobs.PoolJob`, because the worker stops or has lost its
+    broker, and not because somebody has revoked it.
+
+    A cold shutdown cancels its jobs before it says so anywhere (5.3 to 5.7: `Request.cancel`).
+    """
+    request = getattr(job.callbacks.error_callback, "__self__", None)
+    return isinstance(request, Request) and request._already_cancelled
 
 
 def reject(job: Any) -> None:

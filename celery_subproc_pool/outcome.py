@@ -106,8 +106,8 @@ def _throttle(task: Task, reply: protocol.Throttled, most: int | None) -> NoRetu
 def protocol_fault(reason: str, facts: ChildFacts | None) -> ProtocolFault:
     """Return the error of a job whose child broke the protocol; it tells a person what to do."""
     return ProtocolFault(
-        f"{_who(facts)} broke the protocol: {reason}. Its stdout is reserved for replies, one"
-        f" line for each request: it must print everything else to stderr.{_tail(facts)}"
+        f"{_who(facts)} broke the protocol: {reason}. Its stdout is reserved for the protocol's"
+        f" messages, one a line: it must print everything else to stderr.{_tail(facts)}"
     )
 
 

@@ -24,7 +24,8 @@ from celery.utils.log import get_logger
 from celery.utils.nodenames import gethostname
 from celery.worker import state
 
-from . import banner, config, control, ends, facts, launch, messages, outcome, protocol
+from . import banner, config, control, ends, facts, greetings, launch, messages, outcome, protocol
+from .compat import is_cancelled
 from .drivers import HubDriver, ThreadDriver, wait_for_children
 from .errors import ConfigError, SpawnError
 from .events import ChildEvents
@@ -87,8 +88,8 @@ class Pool(BasePool, control.Controlled):
         self._slot_freed = threading.Condition()
         #: Groups whose children can't be told of soft limits, once the log has been told.
         self._soft_limits_warned: set[str] = set()
-        #: Groups whose children have fewer jobs at a time than they may, once the log was told.
-        self._narrow_groups: set[str] = set()
+        #: Groups of whose children one has said that it is ready.
+        self._greeted: set[str] = set()
         self._events = ChildEvents()
         #: Celery's, once the worker is ready.
         self._consumer: Any = None
@@ -142,7 +143,8 @@ class Pool(BasePool, control.Controlled):
         tasks: Iterable[str] = ["all others"]
         if group.name in self._settings.children:
             tasks = banner.external_tasks(group.name, group.settings, self._routes.external)
-        return banner.describe(group.name, group.settings.command, f"{len(group.slots)}", tasks)
+        size = banner.size_of(group.settings, len(group.slots))
+        return banner.describe(group.name, group.settings.command, size, tasks)
 
     def _on_worker_ready(self, sender: Any, **_: Any) -> None:
         if sender.pool is self:
@@ -301,10 +303,9 @@ class Pool(BasePool, control.Controlled):
         supervisor = self._supervisor
         number = signals.signum(signum or "SIGTERM")
         if supervisor is not None:
-            # In a cold shutdown, Celery cancels all jobs first.
-            stops = state.should_terminate not in (None, False)
-            reason = CancelReason.SHUTDOWN if stops else CancelReason.REVOKED
             for job in jobs:
+                stops = state.should_terminate not in (None, False) or is_cancelled(job)
+                reason = CancelReason.SHUTDOWN if stops else CancelReason.REVOKED
                 supervisor.terminate(job, number, reason)
 
     def provide(self, job: PoolJob, line: bytes) -> None:
@@ -385,30 +386,24 @@ class Pool(BasePool, control.Controlled):
 
     def child_changed(self, change: Change) -> None:
         """A child came into service, or another has replaced it."""
-        if isinstance(change, Started) and change.child.group.settings.handshake:
+        group = change.child.group
+        if isinstance(change, Started) and group.settings.handshake and group.name != config.PYTHON:
             self._greet(change.child)
         self._events.send(change)
 
     def _greet(self, child: Child) -> None:
         """Act on what `child` said in its handshake."""
-        group = child.group
-        new = self._routes.announce(group.name, child.tasks) if child.tasks else []
+        name = child.group.name
+        new = self._routes.announce(name, child.tasks) if child.tasks else []
         if new:
-            logger.info("The children of %s announce the tasks %s", group.name, some_of(new))
+            logger.info("The children of %s announce the tasks %s", name, some_of(new))
             if self._consumer is not None:
                 self._consumer.update_strategies()
-        if child.capacity < group.settings.max_in_flight and group.name not in self._narrow_groups:
-            self._narrow_groups.add(group.name)
-            logger.warning(
-                "The children of the group %s take %d jobs at a time (features %s), though"
-                " %s.children.%s.max_in_flight is %d. This is said once",
-                group.name,
-                child.capacity,
-                ", ".join(sorted(each.value for each in child.features)) or "none",
-                config.ROOT,
-                group.name,
-                group.settings.max_in_flight,
-            )
+        if name in self._greeted:
+            return
+        self._greeted.add(name)
+        for complaint in greetings.complaints(child, self._routes.takes_tasks(name)):
+            logger.warning("The children of the group %s %s. This is said once", name, complaint)
 
     def _conclude(self, job: PoolJob, report: Callable[[], None]) -> None:
         """Tell Celery how `job` ended, and let the next one have its place."""

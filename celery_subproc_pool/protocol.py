@@ -211,6 +211,12 @@ class Ready(msgspec.Struct, tag_field="status", tag="ready", frozen=True, kw_onl
         """The features that this pool knows too."""
         return frozenset(each for each in Feature if each.value in (self.features or ()))
 
+    @property
+    def unknown_features(self) -> tuple[str, ...]:
+        """The others."""
+        known = {each.value for each in Feature}
+        return tuple(each for each in self.features or () if each not in known)
+
 
 class Fatal(msgspec.Struct, tag_field="status", tag="fatal", frozen=True, kw_only=True):
     """A child with a handshake can't boot, and says why."""

@@ -198,6 +198,7 @@ class Job:
     __slots__ = (
         "__weakref__",
         "accepted",
+        "alone",
         "begun_at",
         "cancelled",
         "child",
@@ -244,6 +245,8 @@ class Job:
         #: The line to write: known from the start, or once the tracer has provided it.
         self.request: bytes | None = None
         self.accepted = False
+        #: Whether its child is to have no other: it may be what has cost one its life.
+        self.alone = False
         #: When it came, and when its child got its request: the last child's, if it lost one.
         self.submitted_at = 0.0
         self.begun_at = 0.0
@@ -298,6 +301,7 @@ class Child:
         "still_boots",
         "tasks",
         "terminating",
+        "unknown_features",
         "worn",
     )
 
@@ -313,6 +317,8 @@ class Child:
         self.name: str | None = None
         self.tasks: frozenset[str] = frozenset()
         self.features: frozenset[Feature] = frozenset()
+        #: What it has announced beside, by name.
+        self.unknown_features: tuple[str, ...] = ()
         #: How many jobs it can have at a time.
         self.capacity = 1
         #: What it has in hand, by the jobs' ids, in order: reserved, sent, or closed before it
@@ -365,7 +371,9 @@ class Child:
     @property
     def has_room(self) -> bool:
         """Whether it can have one more job."""
-        return len(self.jobs) < self.capacity and not self.spent
+        if len(self.jobs) >= self.capacity or self.spent:
+            return False
+        return not self.jobs or not next(iter(self.jobs.values())).alone
 
     @property
     def may_speak(self) -> bool:

@@ -82,11 +82,21 @@ class Routes:
             self._known[name] = self._find(self._app.tasks[name], has_python_children)
         return self._known[name]
 
+    def takes_tasks(self, group: str) -> bool:
+        """Return whether `group` has a task, or may have one that is registered later."""
+        return bool(self._settings.children[group].tasks) or group in self.external.values()
+
     @property
     def without(self) -> list[str]:
-        """The names of the app's tasks, but for Celery's own, that no external group takes."""
-        names = (name for name in self._app.tasks if not name.startswith(CELERY_PREFIX))
-        return sorted(name for name in names if name not in self.external)
+        """The names of the app's tasks that no external group takes, but for Celery's own, and
+        for those that no Python child can do either (children may announce them yet)."""
+        return sorted(
+            name
+            for name, task in self._app.tasks.items()
+            if name not in self.external
+            and not name.startswith(CELERY_PREFIX)
+            and not isinstance(task, SubprocTask)
+        )
 
     @property
     def need_python_children(self) -> bool:
@@ -95,7 +105,7 @@ class Routes:
 
     def _find(self, task: Task, has_python_children: bool) -> str | None:
         group = self._bind(task)
-        if group is None and has_python_children:
+        if group is None and has_python_children and not isinstance(task, SubprocTask):
             return PYTHON
         if group is None and not task.name.startswith(CELERY_PREFIX):
             _set_body(task, partial(_refuse, task))
@@ -147,8 +157,10 @@ def _set_body(task: Task, run: Callable[..., Any]) -> None:
 
 
 def _refuse(task: Task, /, *args: Any, **kwargs: Any) -> Any:
-    raise ConfigError(
-        f"no children of this worker take the task {task.name}, which was registered after the"
-        f" worker started: add its name to {ROOT}.children.<name>.tasks, or start the worker again"
-        " for it to have Python children too"
-    )
+    remedy = f"add its name to {ROOT}.children.<name>.tasks, or let their children announce it"
+    if not isinstance(task, SubprocTask):
+        remedy += (
+            "; or start the worker again for it to have Python children too: the task was"
+            " registered after it started"
+        )
+    raise ConfigError(f"no children of this worker take the task {task.name}: {remedy}")

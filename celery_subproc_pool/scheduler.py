@@ -181,6 +181,7 @@ class Scheduler:
         self._jobs_seen += 1
         job.number = self._jobs_seen
         job.submitted_at = now
+        job.alone = bool(self._crashes) and (job.task_id, job.retries) in self._crashes
         self._queue_of(job).append(job)
         return []
 
@@ -448,16 +449,19 @@ class Scheduler:
         return actions
 
     def _crashed(self, job: Job, child: Child) -> int:
-        """Count that `job` has cost `child`, if it was alone with it: of several, nobody knows.
+        """Count that `job` has cost `child`.
+
+        Of several, nobody knows which one it was: they are suspected, and if they come again, each
+        has a child for itself, so that a message which kills is found out.
 
         Returns:
             How many it has cost, if that is as many as it may; otherwise 0.
         """
         most = child.group.settings.max_crashes
-        if most is None or self._children.stopping or len(child.jobs) > 1:
+        if most is None or self._children.stopping:
             return 0
         key = (job.task_id, job.retries)
-        crashes = self._crashes.pop(key, 0) + 1
+        crashes = self._crashes.pop(key, 0) + (len(child.jobs) == 1)
         if crashes >= most:
             return crashes
         self._crashes[key] = crashes
@@ -760,13 +764,22 @@ def _pair(group: Group) -> tuple[Job, Child] | None:
     """Return the first job that waits in `group` and the child that is to have it.
 
     No child has two jobs of one id at a time (a message may be delivered again while its job goes
-    on): nobody could tell their replies apart.
+    on): nobody could tell their replies apart. One that is to be alone has a child without another
+    job, or those behind it wait too: there would never be such a child.
     """
     for job in group.waiting:
         for child in reversed(group.available):
-            if job.task_id not in child.jobs and _knows(child, job.task_name):
+            if _may_have(child, job):
                 return job, child
+        if job.alone:
+            break
     return None
+
+
+def _may_have(child: Child, job: Job) -> bool:
+    if job.task_id in child.jobs or (job.alone and child.jobs):
+        return False
+    return _knows(child, job.task_name)
 
 
 def _knows(child: Child, task_name: str) -> bool:

@@ -251,7 +251,7 @@ def test_rubbish_is_a_protocol_fault_that_quotes_it(app: Celery) -> None:
     message = str(caught.value)
     assert "b'<html>'" in message
     assert "child obeys pid " in message
-    assert "stdout is reserved for replies" in message
+    assert "stdout is reserved for the protocol" in message
     assert "Last stderr lines: debug words" in message
 
 

@@ -17,7 +17,7 @@ import pytest
 from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 from celery.exceptions import TaskRevokedError
 
-from celery_subproc_pool.errors import ProtocolFault
+from celery_subproc_pool.errors import PoisonousTaskError, ProtocolFault
 
 from .conftest import CHILDREN, DEADLINE, wait_for
 from .worker import Worker
@@ -46,6 +46,9 @@ CODE = """
 def again(*args): ...
 @app.task(base=SubprocTask, name="many.late", child="many", acks_late=True)
 def late(*args): ...
+@app.task(base=SubprocTask, name="many.requeued", child="many", acks_late=True,
+          reject_on_worker_lost=True)
+def requeued(*args): ...
 """
 
 
@@ -217,6 +220,22 @@ def test_a_child_that_dies_loses_each_of_its_jobs(shared_worker: Place, tmp_path
     assert get(place.send("ok", "next")) == "next"
 
 
+def test_a_message_that_kills_is_found_out_among_others(
+    shared_worker: Place, tmp_path: Path
+) -> None:
+    """All of them are delivered again: one by one, or it would take the others along each time."""
+    place = shared_worker
+    path = str(tmp_path / "go")
+    innocent = [place.send("answer_when", path, name="many.requeued") for _ in range(3)]
+    wait_for(lambda: _in_flight(place) == 3, "all of them in the child")
+    poison = place.send("leave", 3, name="many.requeued")
+    wait_for(lambda: "is replaced: it exited: exitcode 3" in place.worker.log, "the first crash")
+    Path(path).touch()
+    with pytest.raises(PoisonousTaskError, match="cost 3 children"):
+        get(poison)
+    assert [get(result) for result in innocent] == ["waited"] * 3
+
+
 def test_a_desync_names_what_is_wrong_and_fails_the_childs_jobs(
     shared_worker: Place, tmp_path: Path
 ) -> None:
@@ -241,7 +260,7 @@ def test_what_is_asked_of_the_worker_shows_its_jobs(shared_worker: Place, tmp_pa
     (tmp_path / "1").touch()
     for result in held:
         get(result)
-    assert "The children of many announce the tasks many.it, many.ignored" in place.worker.log
+    assert "The children of many announce the tasks many.ignored, many.it" in place.worker.log
 
 
 def test_a_task_that_a_new_child_announces_is_known_at_once(broker: str, tmp_path: Path) -> None:
@@ -313,10 +332,12 @@ def test_a_cold_shutdown_tells_the_child(broker: str, tmp_path: Path) -> None:
         held = [place.send("wait_and_answer", "ok") for _ in range(2)]
         wait_for(lambda: _in_flight(place) == 2, "both in the child")
         [child] = [each for each in worker.children() if "many.py" in " ".join(each.cmdline())]
+        # It is not revoked: each is told why it is to end.
         worker.process.send_signal(signal.SIGQUIT)
         worker.process.wait(DEADLINE)
         wait_for(lambda: not child.is_running(), "the end of the child")
         assert "Traceback" not in worker.log
+        assert worker.log.count("told to end: shutdown") == 2
         for result in held:
             assert result.state in ("REVOKED", "PENDING", "STARTED", "FAILURE", "RETRY")
     work.close()

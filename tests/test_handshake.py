@@ -195,7 +195,10 @@ def test_a_child_that_is_not_ready_in_time_is_replaced() -> None:
     ready(world, second)
     actions = world.at(60.0)
     [report] = reports(actions)
-    assert (report.child, report.reason) == (first, "it was not ready within 60 s (start_timeout)")
+    assert report.child is first
+    assert report.reason.startswith(
+        "it was not ready within 60 s (start_timeout): it did not write"
+    )
     assert report.delay == pytest.approx(0.1)
     assert kills(actions) == [signal.SIGKILL]
     assert world.scheduler.booting, "its end may tell more"

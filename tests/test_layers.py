@@ -26,6 +26,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "banner": ({"config"}, set()),
     "records": ({"config", "protocol"}, {"msgspec"}),
     "facts": ({"records"}, set()),
+    "greetings": ({"config", "protocol", "records"}, set()),
     "children": ({"errors", "protocol", "records"}, set()),
     "scheduler": ({"children", "protocol", "records"}, set()),
     "memory": (set(), {"psutil"}),
@@ -71,6 +72,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "pool": (
         {
             "banner",
+            "compat",
             "config",
             "control",
             "drivers",
@@ -78,6 +80,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
             "errors",
             "events",
             "facts",
+            "greetings",
             "jobs",
             "launch",
             "live",
@@ -102,7 +105,17 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
 }
 
 #: Modules that decide: no clock, no process, no thread may come near them.
-PURE = ("errors", "protocol", "config", "records", "facts", "children", "scheduler", "stderr")
+PURE = (
+    "errors",
+    "protocol",
+    "config",
+    "records",
+    "facts",
+    "greetings",
+    "children",
+    "scheduler",
+    "stderr",
+)
 IMPURE = {"asyncio", "multiprocessing", "select", "selectors", "subprocess", "threading", "time"}
 
 

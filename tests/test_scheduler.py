@@ -1360,3 +1360,49 @@ def test_a_task_that_only_a_newer_child_announces_waits_for_it() -> None:
     world.tell(world.scheduler.provide, first, b"request")
     world.tell(world.scheduler.replied, new, Ok(id="0"))
     assert second.child is new
+
+
+def test_jobs_that_were_together_when_a_child_died_come_again_one_by_one() -> None:
+    """So that the one that kills is found out, and costs the others no more children."""
+    world = world_of_many(1, 4, max_crashes=2)
+    for name in ("poison", "one", "two"):
+        world.send(name)
+    [child] = world.children()
+    world.send("innocent")
+    world.tell(world.scheduler.replied, child, Ok(id="innocent"))
+    actions = world.tell(world.scheduler.exited, child, 1, READ_ALL)
+    assert [end.outcome.crashes for end in ends(actions)] == [0, 0, 0]  # type: ignore[union-attr]
+    world.at(1.0)
+
+    def boot() -> Child:
+        [child] = world.children()
+        world.tell(world.scheduler.ready, child, MANY, None)
+        return child
+
+    # They are delivered again, and others come.
+    child = boot()
+    first, again, one, last = (world.submit(name) for name in ("x", "poison", "one", "y"))
+    assert (first.child, again.state, last.state) == (child, JobState.QUEUED, JobState.QUEUED)
+    world.tell(world.scheduler.provide, first, b"request")
+    world.tell(world.scheduler.replied, child, Ok(id="x"))
+    assert list(child.jobs) == ["poison"]
+    world.tell(world.scheduler.provide, again, b"request")
+    world.tell(world.scheduler.exited, child, 1, READ_ALL)
+    world.at(world.now + 1.0)
+    # The next one had nothing to do with it, and is cleared by its answer.
+    child = boot()
+    assert list(child.jobs) == ["one"]
+    world.tell(world.scheduler.provide, one, b"request")
+    world.tell(world.scheduler.replied, child, Ok(id="one"))
+    world.tell(world.scheduler.provide, last, b"request")
+    assert list(child.jobs) == ["y"]
+    assert world.submit("one").child is child
+    # The other one has cost a second child now, and is to cost no more.
+    world.tell(world.scheduler.replied, child, Ok(id="y"))
+    world.tell(
+        world.scheduler.finish, world.scheduler.groups["a"].children[child.number].jobs["one"]
+    )
+    third = world.submit("poison")
+    world.tell(world.scheduler.provide, third, b"request")
+    actions = world.tell(world.scheduler.exited, child, 1, READ_ALL)
+    assert ends(actions) == [Settle(third, Lost(1, "", crashes=2), child)]

@@ -219,11 +219,13 @@ class World(RuleBasedStateMachine):
         assert self.scheduler.open_jobs <= max(self.scheduler.limit, before)
         if self.scheduler.open_jobs < self.scheduler.limit:
             for group in self.scheduler.groups.values():
-                assert not any(
-                    job.task_id not in child.jobs
-                    for job in group.waiting
-                    for child in group.available
-                ), "a job waits while a child could have it"
+                for job in group.waiting:
+                    for child in group.available:
+                        could = job.task_id not in child.jobs and not (job.alone and child.jobs)
+                        assert not could, "a job waits while a child could have it"
+                    if job.alone:
+                        # Those behind it wait until a child is free of others.
+                        break
 
     def perform(self, action: Action) -> None:
         if isinstance(action, Spawn):
@@ -582,6 +584,7 @@ class World(RuleBasedStateMachine):
                     not child.serves
                 )
                 assert len(child.jobs) <= child.capacity
+                assert len(child.jobs) < 2 or not any(job.alone for job in child.jobs.values())
                 for job in child.jobs.values():
                     over = job.state in (JobState.ANSWERED, JobState.CLOSED)
                     assert job.child is (None if over else child)

@@ -28,6 +28,7 @@ async def cancelled(job):
 async def wait_and_answer(job, how):
     """End when told to."""
     why = await cancelled(job)
+    print("told to end:", why, file=sys.stderr, flush=True)
     say(id=job["id"], status=how, result=why, message=why)
 
 
