@@ -264,15 +264,8 @@ class Pool(BasePool, control.Controlled):
         job = PoolJob(self, group, target, args, callbacks, traced_here)
         job.request = request
         if group is not None:
-            own_hard, own_soft = args[2].get("timelimit") or (None, None)
-            # Celery notes a task's limits when the worker starts; the remote control command
-            # `time_limit` sets them anew, at the task.
-            task = self.app.tasks[name]
-            hard = timeout if own_hard else task.time_limit
-            soft = soft_timeout if own_soft else task.soft_time_limit
             default = supervisor.scheduler.groups[group].settings.timeout
-            job.timeout = hard or self.options.get("timeout") or default
-            job.soft_timeout = soft or self.options.get("soft_timeout")
+            self._limit(job, timeout, soft_timeout, default)
         self._jobs.add(job)
         if python:
             try:
@@ -282,6 +275,19 @@ class Pool(BasePool, control.Controlled):
                 return job
         supervisor.post(supervisor.scheduler.submit, job)
         return job
+
+    def _limit(
+        self, job: PoolJob, hard: float | None, soft: float | None, default: float | None
+    ) -> None:
+        """Set the limits of `job`: those that Celery has found, or its group's hard one."""
+        own_hard, own_soft = job.arguments[2].get("timelimit") or (None, None)
+        # Celery notes a task's limits when the worker starts; the remote control command
+        # `time_limit` sets them anew, at the task.
+        task = self.app.tasks[job.task_name]
+        hard = hard if own_hard else task.time_limit
+        soft = soft if own_soft else task.soft_time_limit
+        job.timeout = hard or self.options.get("timeout") or default
+        job.soft_timeout = soft or self.options.get("soft_timeout")
 
     def terminate_job(self, pid: int, signal: int | str | None = None) -> None:
         """Do nothing: a pid does not tell which job is meant. Never raises.

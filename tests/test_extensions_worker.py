@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import celery
 import psutil
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
@@ -273,7 +274,9 @@ def test_a_task_that_a_new_child_announces_is_known_at_once(broker: str, tmp_pat
     with work.project.worker(*POOL, "-c", "2") as worker:
         assert get(work.app.send_task("old", ["ok", 1])) == 1
         says.write_text(json.dumps({**SAYS, "tasks": ["old", "new"]}))
-        work.project.control("subproc_restart", "many")
+        # Celery 5.3's own `celery control` knows only Celery's commands.
+        done = work.project.run("subproc", "restart", "many", "-d", work.project.node, "-t", "20")
+        assert done.returncode == 0, done.stdout
         wait_for(lambda: "announce the tasks new" in worker.log, "the announcement")
         assert get(work.app.send_task("new", ["ok", 2])) == 2
     work.close()
@@ -337,7 +340,9 @@ def test_a_cold_shutdown_tells_the_child(broker: str, tmp_path: Path) -> None:
         worker.process.wait(DEADLINE)
         wait_for(lambda: not child.is_running(), "the end of the child")
         assert "Traceback" not in worker.log
-        assert worker.log.count("told to end: shutdown") == 2
+        if celery.VERSION >= (5, 5):
+            # Before, Celery cancels no job: it has the pool killed.
+            assert worker.log.count("told to end: shutdown") == 2
         for result in held:
             assert result.state in ("REVOKED", "PENDING", "STARTED", "FAILURE", "RETRY")
     work.close()
