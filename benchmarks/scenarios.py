@@ -1,0 +1,336 @@
+"""What is measured, and which of it is compared with what."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+
+import msgspec
+
+from .arena import Load, Worker, workers
+from .setups import PERL, PYTHON
+
+__all__ = ("COMPARISONS", "Comparison", "Measurement", "Plan", "run")
+
+
+class Measurement(msgspec.Struct, frozen=True):
+    """One number: what `setup` took or did in one round."""
+
+    scenario: str
+    setup: str
+    metric: str
+    round: int
+    value: float
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """A ratio: `metric` of one setup to that of another, in the same round.
+
+    `at_least` or `at_most` is what the project wants to reach.
+    """
+
+    title: str
+    scenario: str
+    metric: str
+    setup: str
+    to: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """How much is measured."""
+
+    rounds: int
+    #: The part of the tasks of each load that is sent.
+    share: float = 1.0
+    #: Left out where it is not to take long.
+    large: bool = True
+
+    def count(self, tasks: int) -> int:
+        """Return how many of `tasks` are sent."""
+        return max(20, int(tasks * self.share))
+
+
+def run(plan: Plan, progress: Callable[[str], None], chosen: str = "") -> list[Measurement]:
+    """Measure everything whose name begins with `chosen`.
+
+    Arguments:
+        plan: how much.
+        progress: is told what comes next.
+        chosen: the beginning of the names of scenarios.
+    """
+    found: list[Measurement] = []
+    for scenario, measure in _scenarios(plan):
+        if not scenario.startswith(chosen):
+            continue
+        progress(scenario)
+        for number, setup, metric, value in measure():
+            found.append(Measurement(scenario, setup, metric, number, value))
+    return found
+
+
+Values = Iterator[tuple[int, str, str, float]]
+
+
+def _scenarios(plan: Plan) -> Iterator[tuple[str, Callable[[], Values]]]:
+    sizes = (2, 8, 16) if plan.large else (2,)
+    for broker in ("rabbitmq", "redis"):
+        for size in sizes if broker == "rabbitmq" else sizes[:2]:
+            yield f"python, {broker}, -c {size}", partial(_python, plan, broker, size)
+            yield f"external, {broker}, -c {size}", partial(_external, plan, broker, size)
+    yield "one process per job, rabbitmq, -c 2", partial(_boots, plan)
+    yield "latency", partial(_latency, plan)
+    yield "scale", partial(_scale, plan)
+    yield "many jobs in one child", partial(_many, plan)
+    yield "start", partial(_start, plan)
+    yield "limit", partial(_limit, plan)
+
+
+def _throughput(up: Mapping[str, Worker], plan: Plan, loads: dict[str, Load]) -> Values:
+    """Give each load to each worker in turn, round by round; the first round only warms up."""
+    for number in range(plan.rounds + 1):
+        for metric, load in loads.items():
+            for name, worker in up.items():
+                sample = worker.serve(load)
+                if not number:
+                    continue
+                yield number, name, f"{metric}: tasks/s", sample.tasks / sample.seconds
+                yield number, name, f"{metric}: worker us", 1e6 * sample.cpu / sample.tasks
+                all_cpu = sample.cpu + sample.children_cpu
+                yield number, name, f"{metric}: all us", 1e6 * all_cpu / sample.tasks
+        if number:
+            for name, worker in up.items():
+                yield number, name, "memory", worker.memory()
+
+
+def _python(plan: Plan, broker: str, size: int) -> Values:
+    names = (
+        ("floor", "prefork", "python")
+        if size > 2
+        else ("floor", "prefork", "prefork, spawn", "threads", "python")
+    )
+    loads = {"no-op": Load("noop", plan.count(3000))}
+    if size == 8 or not plan.large:
+        loads["no-op, result"] = Load("noop.stored", plan.count(1500), ignore_result=False)
+        loads["1 ms"] = Load("sleep", plan.count(1500), (0.001,))
+        loads["20 ms"] = Load("sleep", plan.count(400), (0.02,))
+        loads["1 MB"] = Load("noop", plan.count(60), ("x" * 1_000_000,))
+    with workers(names, size, broker) as up:
+        yield from _throughput(up, plan, loads)
+
+
+def _external(plan: Plan, broker: str, size: int) -> Values:
+    loads = {"no-op": Load("echo", plan.count(3000))}
+    if size == 8 or not plan.large:
+        loads["no-op, result"] = Load("echo.stored", plan.count(1500), ignore_result=False)
+    with workers(("external", "sidecar"), size, broker) as up:
+        yield from _throughput(up, plan, loads)
+
+
+def _boots(plan: Plan) -> Values:
+    names = ("external", "run", "external python", "run python")
+    with workers(names, 2, "rabbitmq") as up:
+        many, few = Load("echo", plan.count(2000)), Load("echo", plan.count(100))
+        for number in range(plan.rounds + 1):
+            for name, worker in up.items():
+                sample = worker.serve(few if name.startswith("run") else many)
+                if number:
+                    yield number, name, "no-op: tasks/s", sample.tasks / sample.seconds
+
+
+def _latency(plan: Plan) -> Values:
+    """From sending to the result, 50 jobs a second."""
+    with workers(("prefork", "python"), 2, "rabbitmq") as up:
+        for number in range(plan.rounds + 1):
+            for name, worker in up.items():
+                seconds = worker.latencies("noop.stored", plan.count(250), 50)
+                if number:
+                    cuts = statistics.quantiles(seconds, n=100)
+                    yield number, name, "p50", cuts[49]
+                    yield number, name, "p99", cuts[98]
+
+
+def _scale(plan: Plan) -> Values:
+    """What a job and a child cost in the worker, the more children there are."""
+    load = Load("echo", plan.count(4000))
+    sizes = (8, 64, 256) if plan.large else (2, 8)
+    own: dict[int, list[float]] = {size: [] for size in sizes}
+    for size in sizes:
+        with workers(("external",), size, "rabbitmq") as up:
+            worker = up["external"]
+            # Before there were jobs: their number is bounded too, and costs of its own.
+            idle = worker.own_memory()
+            for number in range(plan.rounds + 1):
+                sample = worker.serve(load)
+                if number:
+                    own[size].append(idle)
+                    yield number, f"-c {size}", "worker us", 1e6 * sample.cpu / sample.tasks
+    first, last = sizes[0], sizes[-1]
+    for number, (few, many) in enumerate(zip(own[first], own[last], strict=True), 1):
+        yield number, "a child", "bytes in the worker", (many - few) / (last - first)
+
+
+def _many(plan: Plan) -> Values:
+    """200 jobs at a time, of a tenth of a second each: in one child, and in as many children."""
+    names = ("multiplexed", "one each")
+    load = Load("sleep", plan.count(2000), (0.1,))
+    with workers(names, 200 if plan.large else 20, "rabbitmq") as up:
+        yield from _throughput(up, plan, {"100 ms": load})
+
+
+def _start(plan: Plan) -> Values:
+    names = ("prefork", "prefork, spawn", "python", "external")
+    for number in range(1, plan.rounds + 1):
+        for name in names:
+            with workers((name,), 8, "rabbitmq") as up:
+                yield number, name, "seconds to ready", up[name].start_time
+    # With spawn, there is a process beside the children that looks like one.
+    with workers(("prefork", "python", "external"), 1, "rabbitmq") as up:
+        for number in range(1, plan.rounds + 1):
+            for name, worker in up.items():
+                task = "echo.stored" if name == "external" else "noop.stored"
+                yield number, name, "seconds to a job after a kill", worker.recovery(task)
+
+
+def _limit(plan: Plan) -> Values:
+    """A line to a program and back, over bare pipes: what no pool can be faster than."""
+    for number in range(1, plan.rounds + 1):
+        for name, command in (("perl", PERL), ("python", PYTHON)):
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            with process:
+                stdin, stdout = process.stdin, process.stdout
+                assert stdin is not None
+                assert stdout is not None
+                began = time.perf_counter()
+                count = plan.count(5000)
+                for _ in range(count):
+                    stdin.write(b'{"id":"x","payload":{}}\n')
+                    stdin.flush()
+                    stdout.readline()
+                taken = time.perf_counter() - began
+                with suppress(BrokenPipeError):
+                    stdin.close()
+            yield number, name, "us a round trip", 1e6 * taken / count
+
+
+# -- what is compared
+
+
+def _comparisons() -> Iterator[Comparison]:
+    for broker, sizes in (("rabbitmq", (2, 8, 16)), ("redis", (2, 8))):
+        for size in sizes:
+            python = f"python, {broker}, -c {size}"
+            reach = {"at_least": 1.3} if broker == "rabbitmq" and size < 16 else {}
+            yield Comparison(
+                f"Python children / prefork, no-op, {broker}, -c {size}: tasks/s",
+                python,
+                "no-op: tasks/s",
+                "python",
+                "prefork",
+                **reach,
+            )
+            reach = {"at_most": 0.75} if broker == "rabbitmq" and size < 16 else {}
+            yield Comparison(
+                "the same: CPU in the worker",
+                python,
+                "no-op: worker us",
+                "python",
+                "prefork",
+                **reach,
+            )
+            yield Comparison(
+                "the same: CPU of all processes", python, "no-op: all us", "python", "prefork"
+            )
+            external = f"external, {broker}, -c {size}"
+            at_least = 1.3 if size == 2 else 1.5
+            yield Comparison(
+                f"external / sidecar, no-op, {broker}, -c {size}: tasks/s",
+                external,
+                "no-op: tasks/s",
+                "external",
+                "sidecar",
+                at_least,
+            )
+            yield Comparison(
+                "the same: CPU of all processes", external, "no-op: all us", "external", "sidecar"
+            )
+            reach = {"at_most": 0.3} if broker == "rabbitmq" and size == 8 else {}
+            yield Comparison("the same: memory", external, "memory", "external", "sidecar", **reach)
+    for other in ("prefork, spawn", "threads"):
+        yield Comparison(
+            f"Python children / {other}, no-op, rabbitmq, -c 2: tasks/s",
+            "python, rabbitmq, -c 2",
+            "no-op: tasks/s",
+            "python",
+            other,
+        )
+    for load in ("no-op, result", "1 ms", "20 ms", "1 MB"):
+        yield Comparison(
+            f"Python children / prefork, {load}, rabbitmq, -c 8: tasks/s",
+            "python, rabbitmq, -c 8",
+            f"{load}: tasks/s",
+            "python",
+            "prefork",
+        )
+    yield Comparison(
+        "external / sidecar, no-op, result, rabbitmq, -c 8: tasks/s",
+        "external, rabbitmq, -c 8",
+        "no-op, result: tasks/s",
+        "external",
+        "sidecar",
+    )
+    boots = "one process per job, rabbitmq, -c 2"
+    yield Comparison(
+        "external (perl) / subprocess.run of it: tasks/s",
+        boots,
+        "no-op: tasks/s",
+        "external",
+        "run",
+        4,
+    )
+    yield Comparison(
+        "external (Python) / subprocess.run of it: tasks/s",
+        boots,
+        "no-op: tasks/s",
+        "external python",
+        "run python",
+        20,
+    )
+    yield Comparison(
+        "latency at 50 jobs/s, Python children / prefork: p50",
+        "latency",
+        "p50",
+        "python",
+        "prefork",
+        at_most=1.0,
+    )
+    yield Comparison("the same: p99", "latency", "p99", "python", "prefork")
+    yield Comparison(
+        "CPU in the worker for a task, -c 256 / -c 8",
+        "scale",
+        "worker us",
+        "-c 256",
+        "-c 8",
+        at_most=1.25,
+    )
+    many = "many jobs in one child"
+    for metric in ("100 ms: tasks/s", "100 ms: all us", "memory"):
+        yield Comparison(
+            f"200 jobs at a time, one child / 200 children: {metric.rpartition(': ')[2]}",
+            many,
+            metric,
+            "multiplexed",
+            "one each",
+        )
+    for metric in ("seconds to ready", "seconds to a job after a kill"):
+        yield Comparison(
+            f"Python children / prefork: {metric}", "start", metric, "python", "prefork"
+        )
+
+
+COMPARISONS = tuple(_comparisons())
