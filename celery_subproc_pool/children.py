@@ -142,6 +142,7 @@ class Children:
         child.name = greeting.name
         child.tasks = frozenset(greeting.tasks or ())
         child.group.announces |= bool(child.tasks)
+        child.group.tells_progress |= Feature.PROGRESS in child.features
         child.features = greeting.known_features
         child.unknown_features = greeting.unknown_features
         if Feature.MULTIPLEX in child.features:
@@ -236,10 +237,17 @@ class Children:
         else:
             del child.group.available[child]
 
+    @staticmethod
+    def give_notice(child: Child) -> None:
+        """`child` has to end one of its jobs."""
+        child.notices += 1
+        child.group.available.pop(child, None)
+
     def release(self, child: Child, job: Job, now: float) -> list[Action]:
         """Let a busy child, whose `job` is over, have another, or go if its time has come."""
         del child.jobs[job.task_id]
         child.ended.append(job.task_id)
+        child.notices -= job.kill_at is not None
         serves = child.slot.child is child
         if not child.jobs:
             if not serves:

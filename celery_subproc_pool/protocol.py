@@ -372,7 +372,13 @@ def _decode(decoder: msgspec.json.Decoder[_Message], line: bytes) -> _Message:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         # msgspec quotes the child: as much of it as there is, control characters and all.
         reason = "".join(map(_visible, str(exc)[:QUOTED_BYTES]))
+        if _SURROGATE.search(line):
+            reason += " (it has half of a pair of surrogates, which is no character?)"
         raise ProtocolFault(f"{reason}, in the line {quote(line)}") from None
+
+
+#: What some languages write for a text that they have cut in the midst of a character.
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def _visible(character: str) -> str:

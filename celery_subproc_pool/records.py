@@ -288,6 +288,7 @@ class Child:
         "jobs_done",
         "killed",
         "name",
+        "notices",
         "number",
         "pid",
         "proven",
@@ -324,6 +325,8 @@ class Child:
         #: What it has in hand, by the jobs' ids, in order: reserved, sent, or closed before it
         #: has answered.
         self.jobs: dict[str, Job] = {}
+        #: How many of them it was told to end. Until it has, it gets no other: it may have to die.
+        self.notices = 0
         #: The ids of its last jobs that are over.
         self.ended: deque[str] = deque(maxlen=IDS_REMEMBERED)
         self.jobs_begun = self.jobs_done = 0
@@ -371,7 +374,7 @@ class Child:
     @property
     def has_room(self) -> bool:
         """Whether it can have one more job."""
-        if len(self.jobs) >= self.capacity or self.spent:
+        if len(self.jobs) >= self.capacity or self.notices or self.spent:
             return False
         return not self.jobs or not next(iter(self.jobs.values())).alone
 
@@ -446,6 +449,7 @@ class Group:
         "settings",
         "slots",
         "successors",
+        "tells_progress",
         "throttled",
         "waiting",
         "waits",
@@ -468,6 +472,8 @@ class Group:
         self.withheld = withheld
         #: Whether a child of it has ever announced tasks.
         self.announces = False
+        #: Whether one has ever announced that it tells of its progress.
+        self.tells_progress = False
         #: Whether a child of it has ever proved that it can start.
         self.came_up = False
         #: Why the last child that could not went away, and the last lines of its stderr.

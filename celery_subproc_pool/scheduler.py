@@ -74,6 +74,10 @@ PROBE_INTERVAL = 0.1
 #: Seconds after something was due that show that the engine was not turned.
 LATE = 1.0
 
+#: Seconds that no waiting job is begun after one was ended because the worker stops or has lost its
+#: broker, unless the end of that, `close` or `flush`, comes earlier.
+HOLD = 5.0
+
 #: How many children may end before they have read a job, until the job is given up.
 MAX_LOSSES = 3
 
@@ -111,6 +115,8 @@ class Scheduler:
         self._alarm = Alarm()
         self._children = Children(groups, self._alarm, random)
         self._closed = False
+        #: Until when no job is handed out.
+        self._held_until: float | None = None
         self._jobs_seen = 0
         #: How many children a job has cost, by its id and retries: the oldest first.
         self._crashes: OrderedDict[tuple[str, int], int] = OrderedDict()
@@ -130,6 +136,7 @@ class Scheduler:
 
     def flush(self) -> list[Action]:
         """Drop the jobs that were not accepted yet."""
+        self._held_until = None
         actions: list[Action] = []
         for queue in (self._local, *(group.waiting for group in self.groups.values())):
             dropped = [job for job in queue if not job.accepted]
@@ -212,7 +219,14 @@ class Scheduler:
         self, job: Job, signum: int, now: float, reason: CancelReason = CancelReason.REVOKED
     ) -> list[Action]:
         """End `job` on request. Its child, if it has the request, is told so for `reason`; or it
-        gets `signum` and is replaced."""
+        gets `signum` and is replaced.
+
+        In a shutdown, and when the broker is lost, Celery ends the jobs that run before it takes
+        back those that wait: none of these is to have the place of one that was ended.
+        """
+        if reason is CancelReason.SHUTDOWN:
+            self._held_until = now + HOLD
+            self._alarm.set(self._held_until)
         if job.state in (JobState.ANSWERED, JobState.CLOSED):
             return []
         child, sent = job.child, job.state is JobState.SENT
@@ -487,6 +501,9 @@ class Scheduler:
         if now - self.next_deadline > LATE:
             self._excuse_silence(now)
         self._alarm.deadline = None
+        if self._held_until is not None and now >= self._held_until:
+            self._held_until = None
+        self._alarm.set(self._held_until)
         actions: list[Action] = []
         for child in self._children:
             for job in tuple(child.jobs.values()):
@@ -586,8 +603,11 @@ class Scheduler:
     def _cancel(self, child: Child, job: Job, reason: CancelReason, now: float) -> list[Action]:
         """Have `child` end `job`, which it still holds, within its grace."""
         kill_at = now + child.group.settings.cancel_grace
+        if job.kill_at is None:
+            self._children.give_notice(child)
+            job.kill_at = kill_at
         # One that was told before gets no more time than it had then.
-        job.kill_at = kill_at if job.kill_at is None else min(job.kill_at, kill_at)
+        job.kill_at = min(job.kill_at, kill_at)
         job.cancelled = reason
         self._alarm.set(job.kill_at)
         return [Cancel(child, job, reason)] if child.cancels else []
@@ -635,7 +655,7 @@ class Scheduler:
         And spawn the successors of children that are worn.
         """
         actions = self._children.renew(now)
-        while self.open_jobs < self.limit:
+        while self.open_jobs < self.limit and self._held_until is None:
             pair = self._next_pair()
             if pair is None:
                 break

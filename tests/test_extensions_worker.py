@@ -346,3 +346,25 @@ def test_a_cold_shutdown_tells_the_child(broker: str, tmp_path: Path) -> None:
         for result in held:
             assert result.state in ("REVOKED", "PENDING", "STARTED", "FAILURE", "RETRY")
     work.close()
+
+
+def test_a_cold_shutdown_begins_nothing_that_waits(broker: str, tmp_path: Path) -> None:
+    """Celery ends the jobs that run before it takes back those that wait for their place."""
+    runs = tmp_path / "runs"
+    work = place_of(tmp_path, broker)
+    with work.project.worker(*POOL, "-c", "2") as worker:
+        place = Place(work, worker)
+        held = [place.send("wait_and_answer", "error", name="many.late") for _ in range(2)]
+        wait_for(lambda: _in_flight(place) == 2, "both in the child")
+        waiting = [place.send("append", str(runs), name="many.late") for _ in range(4)]
+        wait_for(lambda: all(job.id in worker.log for job in waiting), "that they were received")
+        worker.process.send_signal(signal.SIGQUIT)
+        worker.process.wait(DEADLINE)
+        assert not runs.exists()
+    with work.project.worker(*POOL, "-c", "6"):
+        for job in waiting:
+            get(job)
+        assert runs.read_text() == "run\n" * 4
+        for job in held:
+            work.app.control.revoke(job.id, terminate=True, destination=[work.project.node])
+    work.close()

@@ -514,3 +514,9 @@ def test_a_child_error_can_be_rebuilt_from_its_arguments() -> None:
     again = ChildTaskError(*error.args)
     assert (again.message, again.type, again.traceback) == ("m", "T", "t")
     assert str(again.__cause__) == str(error.__cause__)
+
+
+def test_half_of_a_pair_of_surrogates_is_named() -> None:
+    """JavaScript writes it for a text that was cut in the midst of an emoji."""
+    with pytest.raises(ProtocolFault, match="half of a pair of surrogates"):
+        decode_reply(b'{"id":"x","status":"ok","result":"\\ud83d"}')

@@ -12,7 +12,7 @@ import pytest
 from celery_subproc_pool.children import BACKOFF_LAST, SETTLE
 from celery_subproc_pool.config import ChildSettings
 from celery_subproc_pool.errors import TransitionError
-from celery_subproc_pool.protocol import Ok, Ready
+from celery_subproc_pool.protocol import CancelReason, Ok, Ready
 from celery_subproc_pool.records import (
     TRANSITIONS,
     Accept,
@@ -42,7 +42,7 @@ from celery_subproc_pool.records import (
     Write,
     describe_exit,
 )
-from celery_subproc_pool.scheduler import EOF_GRACE, LATE, Scheduler
+from celery_subproc_pool.scheduler import EOF_GRACE, HOLD, LATE, Scheduler
 
 STOP_TIMEOUT = 10.0
 
@@ -1406,3 +1406,37 @@ def test_jobs_that_were_together_when_a_child_died_come_again_one_by_one() -> No
     world.tell(world.scheduler.provide, third, b"request")
     actions = world.tell(world.scheduler.exited, child, 1, READ_ALL)
     assert ends(actions) == [Settle(third, Lost(1, "", crashes=2), child)]
+
+
+def test_no_waiting_job_gets_the_place_of_one_that_a_shutdown_has_ended() -> None:
+    world = World(limit=1, a=kind(2))
+    job, _ = world.send("runs")
+    waiting = world.submit("waits")
+    world.perform(world.scheduler.terminate(job, signal.SIGTERM, world.now, CancelReason.SHUTDOWN))
+    world.turn()
+    assert waiting.state is JobState.QUEUED
+    [end] = ends(world.note(lambda now: world.scheduler.close()))
+    assert end == Settle(waiting, Dropped(), None)
+
+
+def test_if_the_shutdown_does_not_come_waiting_jobs_go_on() -> None:
+    world = World(limit=1, a=kind(2))
+    job, _ = world.send("runs")
+    waiting = world.submit("waits")
+    world.perform(world.scheduler.terminate(job, signal.SIGTERM, world.now, CancelReason.SHUTDOWN))
+    world.turn()
+    world.at(HOLD - 0.1)
+    assert waiting.state is JobState.QUEUED
+    world.at(HOLD)
+    assert waiting.state is JobState.RESERVED
+
+
+def test_a_child_that_has_to_end_a_job_gets_no_other_until_it_has() -> None:
+    """It may have to die, with all that it has."""
+    world = world_of_many(1, 4)
+    job, child = world.send("runs")
+    world.tell(world.scheduler.terminate, job, signal.SIGTERM)
+    waiting = world.submit("waits")
+    assert waiting.state is JobState.QUEUED
+    world.tell(world.scheduler.replied, child, Ok(id="runs"))
+    assert waiting.child is child

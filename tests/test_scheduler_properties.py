@@ -584,6 +584,9 @@ class World(RuleBasedStateMachine):
                     not child.serves
                 )
                 assert len(child.jobs) <= child.capacity
+                if child.serves:
+                    told = [job for job in child.jobs.values() if job.kill_at is not None]
+                    assert child.notices == len(told)
                 assert len(child.jobs) < 2 or not any(job.alone for job in child.jobs.values())
                 for job in child.jobs.values():
                     over = job.state in (JobState.ANSWERED, JobState.CLOSED)

@@ -64,6 +64,12 @@ async def sleep(job, seconds):
     say(id=job["id"], status="ok", result=os.getpid())
 
 
+async def append(job, path):
+    with open(path, "a") as file:
+        file.write("run\n")
+    say(id=job["id"], status="ok")
+
+
 async def hang(job):
     await asyncio.sleep(600)
 
