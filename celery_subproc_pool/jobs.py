@@ -20,6 +20,7 @@ from .outcome import exception_info
 from .protocol import Reply
 from .records import Job
 from .tasks import exchanging
+from .untraced import Shortcut
 
 __all__ = ("Callbacks", "Owner", "PoolJob")
 
@@ -77,6 +78,7 @@ class PoolJob(Job):
         "callbacks",
         "ending",
         "pid",
+        "shortcut",
         "stored_before",
     )
 
@@ -98,6 +100,8 @@ class PoolJob(Job):
         )
         self.arguments = arguments
         self.callbacks = callbacks
+        #: How it is done, if it is a job of an external child that is not traced from the start.
+        self.shortcut: Shortcut | None = None
         #: The child's pid, once accepted; the worker's own for a job that no child takes.
         self.pid = os.getpid()
         #: Celery's callback for what the tracer returned or raised, to be called at the end.

@@ -16,6 +16,7 @@ from typing import Any
 import click
 from billiard.einfo import ExceptionInfo
 from celery import signals as celery_signals
+from celery.app.task import Context
 from celery.concurrency.base import BasePool
 from celery.exceptions import WorkerShutdown
 from celery.platforms import EX_FAILURE, signals
@@ -72,7 +73,7 @@ class Pool(BasePool, control.Controlled):
             if click.get_current_context(silent=True) is not None:
                 raise click.ClickException(str(exc)) from None
             raise
-        self._untraced = Untraced(self.app)
+        self._untraced = Untraced(self.app, self._hostname, self._routes.tracked)
         self._semaphore = self.options.get("semaphore")
         #: Not over yet. This keeps them alive: Celery does not.
         self._jobs: set[PoolJob] = set()
@@ -259,10 +260,14 @@ class Pool(BasePool, control.Controlled):
         group = self._routes.find(name, config.PYTHON in supervisor.scheduler.groups)
         callbacks = Callbacks(accept_callback, callback, error_callback, timeout_callback)
         python = group == config.PYTHON
-        request = None if python or group is None else self._untraced.request(args)
-        traced_here = not python and request is None
+        shortcut = None
+        if not python and group is not None:
+            tells_progress = supervisor.scheduler.groups[group].tells_progress
+            shortcut = self._untraced.shortcut(args, tells_progress)
+        traced_here = not python and shortcut is None
         job = PoolJob(self, group, target, args, callbacks, traced_here)
-        job.request = request
+        if shortcut is not None:
+            job.request, job.shortcut = shortcut.line, shortcut
         if group is not None:
             default = supervisor.scheduler.groups[group].settings.timeout
             self._limit(job, timeout, soft_timeout, default)
@@ -343,16 +348,17 @@ class Pool(BasePool, control.Controlled):
             self._accepting = None
             self._end_if_asked(job)
             if job.traced_here:
-                self._start_tracing(job)
+                self._start(job, job.trace)
 
     def _end_if_asked(self, job: PoolJob) -> None:
         signum, self._accepting_signal = self._accepting_signal, None
         if signum is not None:
             self.terminate_jobs([job], signum)
 
-    def _start_tracing(self, job: PoolJob) -> None:
+    def _start(self, job: PoolJob, work: Callable[[], Callable[[], None] | None]) -> None:
+        """Have `work` done for `job`, in a thread, since it may block."""
         try:
-            self._tracers.run(job.trace)
+            self._tracers.run(work)
         except RuntimeError as exc:
             # The system gives no more threads: the job fails, and its child is free again.
             job.ending = partial(job.callbacks.error_callback, outcome.exception_info(exc))
@@ -370,15 +376,40 @@ class Pool(BasePool, control.Controlled):
         elif answer is None:
             self._conclude(job, report)
         elif isinstance(answer, protocol.Ok):
-            self._conclude(job, partial(self._report_success, job, answer))
+            self._succeed(job, answer)
         else:
             job.answer(answer)
-            self._start_tracing(job)
+            self._start(job, job.trace)
 
-    def _report_success(self, job: PoolJob, reply: protocol.Ok) -> None:
-        """Tell Celery that a job which was not traced has succeeded."""
+    def _succeed(self, job: PoolJob, reply: protocol.Ok) -> None:
+        """Bring a job that was not traced to its good end: in a thread, if that may block."""
+        assert job.shortcut is not None
+        context = job.shortcut.context
         runtime = time.monotonic() - job.begun_at
-        job.callbacks.callback(self._untraced.succeed(job.arguments, reply.result, runtime))
+        job.ending = partial(self._report_success, job, context, reply.result, runtime)
+        if job.shortcut.stores:
+            self._start(job, partial(self._store, job, context, reply))
+        else:
+            self.finished(job)
+
+    def _store(
+        self, job: PoolJob, context: Context, reply: protocol.Ok
+    ) -> Callable[[], None] | None:
+        """Store the result of a job that was not traced. Called in a thread.
+
+        Returns:
+            As `PoolJob.trace`, which has the job fail, as Celery would, if that can't be done.
+        """
+        try:
+            self._untraced.store(context, reply.result)
+        except Exception:
+            job.answer(reply)
+            return job.trace()
+        return partial(self.traced, job)
+
+    def _report_success(self, job: PoolJob, context: Context, result: Any, runtime: float) -> None:
+        """Tell Celery that a job which was not traced has succeeded."""
+        job.callbacks.callback(self._untraced.succeed(context, result, runtime))
 
     def unwound(self, job: PoolJob, report: Callable[[], None]) -> None:
         """`job`, which was abandoned, stores nothing any more: its end can be told by `report`."""
@@ -388,7 +419,8 @@ class Pool(BasePool, control.Controlled):
 
     def progressed(self, job: PoolJob, meta: dict[str, Any]) -> None:
         """The child of `job` told how far it is."""
-        job.progress(meta)
+        if job.traced_here:
+            job.progress(meta)
 
     def child_changed(self, change: Change) -> None:
         """A child came into service, or another has replaced it."""

@@ -37,7 +37,7 @@ class Routes:
         #: The group of each task that came so far; None for the worker itself.
         self._known: dict[str, str | None] = {}
         #: Whether a task that an external group takes is to be STARTED while it runs.
-        self._tracked: dict[str, bool] = {}
+        self.tracked: dict[str, bool] = {}
         #: The group of each task that an external one takes.
         self.external: dict[str, str] = {}
         for child in settings.children.values():
@@ -123,7 +123,7 @@ class Routes:
             most = self._settings.children[group].throttle_max_retries
             # Celery's tracer would store its own pid, and maybe after the job's end: a revoke does
             # not wait for it.
-            tracked = self._tracked.setdefault(task.name, bool(task.track_started))
+            tracked = self.tracked.setdefault(task.name, bool(task.track_started))
             task.track_started = False
             _set_body(task, partial(run_in_child, task, most, tracked))
         return group

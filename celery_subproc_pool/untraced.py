@@ -4,30 +4,43 @@ Layer: above `compat` and `tasks`; imports Celery.
 
 Celery's tracer calls hooks, signals and the result backend around a task. They may block, so each
 job that is traced in the worker has a thread, and handing it to and fro costs more than what the
-child does. A task that has none of these, and whose result nobody stores, goes another way: its
-request is written as soon as a child is idle, and `ok` is told to Celery in the tracer's words. Any
-other reply (an error, a retry, ...) is Celery's business: the job is traced after all, with the
-reply at hand, and nobody is there to see that the trace began late.
+child does. A task that has no hooks and no receivers of signals goes another way: its request is
+written as soon as a child is idle, and `ok` is told to Celery in the tracer's words. If its result
+is to be stored, a thread does that, and only that. Any other reply (an error, a retry, ...) is
+Celery's business: the job is traced after all, with the reply at hand, and nobody is there to see
+that the trace began late.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from celery import Celery, Task
 from celery.app.task import Context
 from celery.app.trace import LOG_SUCCESS
+from celery.app.trace import info as log_of_tracer
 from celery.app.trace import logger as tracers_logger
 from celery.utils.saferepr import saferepr
 from kombu.serialization import loads, prepare_accept_content
+from kombu.utils.encoding import safe_repr
 
-from .compat import ignores_result, is_observed, may_be_observed
+from .compat import as_current, ignores_result, is_observed, may_be_observed
 from .protocol import encode_request
 from .tasks import payload
 
-__all__ = ("Untraced",)
+__all__ = ("Shortcut", "Untraced")
+
+
+class Shortcut(NamedTuple):
+    """How a job is done without a trace."""
+
+    #: The request for the child, and as Celery has it.
+    line: bytes
+    context: Context
+    #: Whether its result is to be stored.
+    stores: bool
 
 
 class Untraced:
@@ -35,25 +48,30 @@ class Untraced:
 
     Arguments:
         app: the worker's app.
+        hostname: the worker's node name.
+        tracked: the tasks that are to be STARTED while they run, by name.
     """
 
-    def __init__(self, app: Celery) -> None:
+    def __init__(self, app: Celery, hostname: str, tracked: Mapping[str, bool]) -> None:
         self._app = app
+        self._hostname = hostname
+        self._tracked = tracked
         self._accept = prepare_accept_content(app.conf.accept_content)
         #: Of each task that came: whether its class leaves nothing to see. A reloaded module makes
         #: another task of the same name.
         self._known: dict[str, tuple[Task, bool]] = {}
 
-    def request(self, arguments: Sequence[Any]) -> bytes | None:
-        """Return the request of a job, if it needs no trace.
+    def shortcut(self, arguments: Sequence[Any], tells_progress: bool) -> Shortcut | None:
+        """Return how to do a job, if it needs no trace.
 
         Arguments:
             arguments: the tracer's: the task's name and id, the request's headers, the body, its
                 content type and encoding.
+            tells_progress: whether its child may tell of its progress, which is stored too.
 
         Returns:
-            The line for the child; None if the tracer must see to it, which also fails the job if
-            its arguments can't be read or written.
+            None if the tracer must see to it, which also fails the job if its arguments can't be
+            read or written.
         """
         name, task_id, headers, body, content_type, content_encoding = arguments
         task = self._app.tasks[name]
@@ -63,42 +81,56 @@ class Untraced:
             if content_type:
                 body = loads(body, content_type, content_encoding, accept=self._accept)
             args, kwargs, embed = body
-            request = Context(headers, **embed or {})
-            if (
-                request.callbacks
-                or request.chain
-                or request.chord
-                or not ignores_result(task, request)
-            ):
+            if not isinstance(args, (list, tuple)) or not isinstance(kwargs, dict):
                 return None
-            return encode_request(task_id, payload(name, request, args, kwargs))
+            context = Context(
+                headers,
+                task=name,
+                id=task_id,
+                args=args,
+                kwargs=kwargs,
+                hostname=self._hostname,
+                is_eager=False,
+                called_directly=False,
+                **embed or {},
+            )
+            if context.callbacks or context.chain or context.chord:
+                return None
+            ignored = ignores_result(task, context)
+            if not ignored and (tells_progress or self._tracked.get(name)):
+                return None
+            line = encode_request(task_id, payload(name, context, args, kwargs))
         except Exception:
             return None
+        return Shortcut(line, context, stores=not ignored)
 
-    def succeed(
-        self, arguments: Sequence[Any], result: Any, runtime: float
-    ) -> tuple[int, str, float]:
-        """Log that a job succeeded, and return what the tracer would.
+    def store(self, context: Context, result: Any) -> None:
+        """Store the `result` of the request `context`, as the tracer would. It may block."""
+        self._app.tasks[context.task].backend.mark_as_done(context.id, result, context)
+
+    def succeed(self, context: Context, result: Any, runtime: float) -> tuple[int, str, float]:
+        """Log that the request `context` succeeded, and return what the tracer would.
 
         Arguments:
-            arguments: as for `request`.
+            context: the request.
             result: what the child replied.
             runtime: seconds that it took.
         """
-        name, task_id, headers = arguments[:3]
+        task = self._app.tasks[context.task]
         text: str = "None"
         if result is not None:
-            text = saferepr(result, self._app.tasks[name].resultrepr_maxsize)
+            text = saferepr(result, task.resultrepr_maxsize)
         if tracers_logger.isEnabledFor(logging.INFO):
             facts = {
-                "id": task_id,
-                "name": headers.get("shadow") or name,
+                "id": context.id,
+                "name": context.shadow or task.name,
                 "return_value": text,
                 "runtime": runtime,
-                "args": headers.get("argsrepr"),
-                "kwargs": headers.get("kwargsrepr"),
+                "args": context.get("argsrepr") or safe_repr(context.args),
+                "kwargs": context.get("kwargsrepr") or safe_repr(context.kwargs),
             }
-            tracers_logger.info(LOG_SUCCESS, facts)
+            with as_current(task, context):
+                log_of_tracer(LOG_SUCCESS, facts)
         return 0, text, runtime
 
     def _leaves_nothing_to_see(self, task: Task) -> bool:

@@ -52,14 +52,14 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "compat": ({"outcome"}, {"billiard", "celery", "kombu"}),
     "tasks": ({"compat", "errors", "outcome", "protocol"}, {"celery"}),
     "routes": ({"config", "errors", "tasks"}, {"celery"}),
-    "jobs": ({"errors", "outcome", "protocol", "records", "tasks"}, {"billiard"}),
+    "untraced": ({"compat", "protocol", "tasks"}, {"celery", "kombu"}),
+    "jobs": ({"errors", "outcome", "protocol", "records", "tasks", "untraced"}, {"billiard"}),
     "messages": ({"errors", "protocol"}, {"billiard", "celery", "kombu", "msgspec"}),
     "withheld": ({"config"}, {"celery"}),
     "ends": (
         {"compat", "errors", "jobs", "live", "messages", "outcome", "protocol", "records"},
         {"billiard", "celery"},
     ),
-    "untraced": ({"compat", "protocol", "tasks"}, {"celery", "kombu"}),
     "launch": (
         {"compat", "config", "errors", "messages", "protocol", "records", "routes", "withheld"},
         {"celery", "click"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import uuid
 from collections.abc import Iterator
@@ -14,13 +15,20 @@ import celery
 import psutil
 import pytest
 from celery import Celery, Task, signals
+from celery._state import get_current_task
+from celery.app.trace import (
+    build_tracer,
+    fast_trace_task,
+    reset_worker_optimizations,
+    setup_worker_optimizations,
+)
 from celery.loaders.app import AppLoader
 from kombu.serialization import dumps
 
 from celery_subproc_pool import SubprocTask
 from celery_subproc_pool.untraced import Untraced
 
-from .conftest import python_child, wait_for
+from .conftest import DEADLINE, python_child, wait_for
 from .worker import Project, Worker
 
 # -- which jobs
@@ -65,16 +73,22 @@ def arguments(app: Celery, *args: Any, **options: Any) -> tuple[Any, ...]:
     return "it", task_id, dict(message.headers), body, content_type, encoding
 
 
-def is_untraced(app: Celery, *args: Any, **options: Any) -> bool:
-    return Untraced(app).request(arguments(app, *args, **options)) is not None
+def untraced(app: Celery) -> Untraced:
+    tracked = {name: bool(task.track_started) for name, task in app.tasks.items()}
+    return Untraced(app, "me@here", tracked)
+
+
+def is_untraced(app: Celery, *args: Any, tells_progress: bool = False, **options: Any) -> bool:
+    return untraced(app).shortcut(arguments(app, *args, **options), tells_progress) is not None
 
 
 def test_the_request_is_the_one_that_a_trace_would_make() -> None:
     app = app_with()
     given = arguments(app, 1, "two", headers={"tenant": "acme"}, eta=None, group_id="g")
-    line = Untraced(app).request(given)
-    assert line is not None
-    request = json.loads(line)
+    shortcut = untraced(app).shortcut(given, False)
+    assert shortcut is not None
+    assert not shortcut.stores
+    request = json.loads(shortcut.line)
     payload = request["payload"]
     assert request["id"] == given[1]
     assert (payload["task"], payload["args"], payload["kwargs"]) == ("it", [1, "two"], {})
@@ -87,17 +101,65 @@ def test_what_follows_a_job_is_sent_by_its_tracer(what: str) -> None:
     assert not is_untraced(app_with(), **{what: [{"task": "next"}]})
 
 
-def test_a_result_is_stored_by_its_tracer() -> None:
-    app = app_with()
-    assert is_untraced(app)
+@pytest.mark.parametrize(
+    ("conf", "options", "stored"),
+    [
+        ({}, {"ignore_result": True}, False),
+        ({}, {"ignore_result": False}, True),
+        ({"result_backend": "disabled://"}, {"ignore_result": False}, False),
+    ],
+)
+def test_whether_a_result_is_stored(
+    conf: dict[str, Any], options: dict[str, Any], stored: bool
+) -> None:
+    app = app_with(**conf)
     app.tasks["it"].ignore_result = False
-    assert not is_untraced(app, ignore_result=False)
-    assert is_untraced(app_with(result_backend="disabled://"), ignore_result=False)
+    shortcut = untraced(app).shortcut(arguments(app, **options), False)
+    assert shortcut is not None
+    assert shortcut.stores == stored
 
 
 def test_since_celery_5_7_the_request_says_whether_its_result_is_ignored() -> None:
     app = app_with()
-    assert is_untraced(app, ignore_result=False) == (celery.VERSION < (5, 7))
+    shortcut = untraced(app).shortcut(arguments(app, ignore_result=False), False)
+    assert shortcut is not None
+    assert shortcut.stores == (celery.VERSION >= (5, 7))
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_states_before_the_last_are_stored_by_a_tracer(ignored: bool) -> None:
+    app = app_with()
+    app.tasks["it"].ignore_result = ignored
+    assert is_untraced(app, ignore_result=ignored, tells_progress=True) == ignored
+    app.tasks["it"].track_started = True
+    assert is_untraced(app, ignore_result=ignored) == ignored
+
+
+def test_what_is_stored_is_what_a_tracer_stores() -> None:
+    app = app_with(Task, result_extended=True)
+    task = app.tasks["it"]
+    task.ignore_result = False
+    task.run = lambda *args: {"total": 3}
+    options: dict[str, Any] = {"ignore_result": False, "group_id": "g", "parent_id": "p"}
+    given = arguments(app, 1, "two", **options)
+    stored = untraced(app)
+    shortcut = stored.shortcut(given, False)
+    assert shortcut is not None
+    assert shortcut.stores
+    stored.store(shortcut.context, {"total": 3})
+    ours = dict(app.backend.get_task_meta(given[1]))
+    name, task_id, headers, body, content_type, encoding = arguments(app, 1, "two", **options)
+    setup_worker_optimizations(app, "me@here")
+    try:
+        task.__trace__ = build_tracer(name, task, app=app)
+        fast_trace_task(name, task_id, headers, body, content_type, encoding)
+    finally:
+        reset_worker_optimizations(app)
+    theirs = dict(app.backend.get_task_meta(task_id))
+    for meta in (ours, theirs):
+        del meta["date_done"], meta["task_id"]
+    assert ours == theirs
+    assert ours["result"] == {"total": 3}
 
 
 @pytest.mark.parametrize("hook", ["before_start", "on_success", "after_return"])
@@ -138,21 +200,47 @@ def test_duplicates_are_sought_by_a_tracer() -> None:
 
 def test_a_reloaded_task_is_looked_at_anew() -> None:
     app = app_with()
-    untraced = Untraced(app)
-    assert untraced.request(arguments(app)) is not None
+    found = untraced(app)
+    assert found.shortcut(arguments(app), False) is not None
     app.tasks.unregister("it")
     app.task(base=Called, name="it", ignore_result=True, shared=False)(body)
-    assert untraced.request(arguments(app)) is None
+    assert found.shortcut(arguments(app), False) is None
 
 
 def test_what_cannot_be_read_is_for_the_tracer_to_say() -> None:
     app = app_with()
     name, task_id, headers, _, _, encoding = arguments(app)
-    untraced = Untraced(app)
+    found = untraced(app)
     pickled = (name, task_id, headers, b"...", "application/x-python-serialize", encoding)
-    assert untraced.request(pickled) is None
-    unwritable = (name, task_id, headers, ((object(),), {}, {}), None, None)
-    assert untraced.request(unwritable) is None
+    assert found.shortcut(pickled, False) is None
+    for body in (((object(),), {}, {}), (5, {}, {}), ({"a": 1}, {}, {}), ([], ["a"], {})):
+        assert found.shortcut((name, task_id, headers, body, None, None), False) is None
+
+
+def test_the_log_record_is_the_tracers(caplog: pytest.LogCaptureFixture) -> None:
+    """For formatters that look at the current task, and for handlers that look at `data`."""
+    caplog.set_level(logging.INFO, "celery.app.trace")
+    app = app_with()
+    found = untraced(app)
+    given = arguments(app, 1, shadow="another name", argsrepr="", kwargsrepr="")
+    shortcut = found.shortcut(given, False)
+    assert shortcut is not None
+    seen = []
+
+    def look(record: logging.LogRecord) -> bool:
+        seen.append(get_current_task().request.id)
+        return True
+
+    caplog.handler.addFilter(look)
+    try:
+        assert found.succeed(shortcut.context, {"a": 1}, 2.5) == (0, "{'a': 1}", 2.5)
+    finally:
+        caplog.handler.removeFilter(look)
+    [record] = caplog.records
+    assert record.getMessage() == f"Task another name[{given[1]}] succeeded in 2.5s: {{'a': 1}}"
+    assert record.data["args"] == "[1]"  # type: ignore[attr-defined]
+    assert seen == [given[1]]
+    assert get_current_task() is None
 
 
 # -- what becomes of them
@@ -312,6 +400,29 @@ def test_a_link_is_followed(shared_worker: Place, tmp_path: Path) -> None:
     )
     place.send(["reply", {}], link=step)
     wait_for(Path(path).exists, "the next one")
+
+
+FAILING = """
+import folder_broker
+class Backend(folder_broker.Backend):
+    def store_result(self, task_id, result, state, *args, **kwargs):
+        if state == "SUCCESS" and result == "refused":
+            raise ValueError("the backend refuses it")
+        return super().store_result(task_id, result, state, *args, **kwargs)
+app.conf.result_backend = app.conf.result_backend.replace("folder_broker:", "proj:")
+"""
+
+
+def test_a_result_that_cannot_be_stored_fails_the_job_as_ever(tmp_path: Path) -> None:
+    children = {"obeys": {"argv": python_child("obeys"), "tasks": ["do.it"]}}
+    project = Project(tmp_path, conf={"subproc_pool": {"children": children}}, code=FAILING)
+    with project.worker("-P", "subproc", "-c", "1") as worker:
+        result = project.app.send_task("do.it", [[["reply", {"result": "refused"}]]])
+        with pytest.raises(ValueError, match="the backend refuses it"):
+            result.get(timeout=DEADLINE, interval=0.02)
+        result = project.app.send_task("do.it", [[["reply", {"result": "stored"}]]])
+        assert result.get(timeout=DEADLINE, interval=0.02) == "stored"
+        assert re.search(rf"\[{result.id}\] succeeded in [\d.e-]+s: 'stored'", worker.log)
 
 
 def test_a_warm_shutdown_waits_for_it(tmp_path: Path) -> None:
