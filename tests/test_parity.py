@@ -675,6 +675,8 @@ def test_banner(shared_worker: Site) -> None:
 def test_inspect(shared_worker: Site) -> None:
     place, _ = shared_worker
     node = place.project.node
+    # Another test's restart may go on: a child of before would be gone when its job ends.
+    wait_for(lambda: {row["state"] for row in inspect(place, "subproc")} == {"idle"}, "rest")
     assert get(place.send("do.it", ["throttle", 1, 0.2])) == {"throttles": 1, "retries": 0}
     held = {kind: hold(place, kind) for kind in KINDS}
     active = {request["id"]: request for request in inspect(place, "active")}
