@@ -15,6 +15,9 @@ from typing import Any
 import pytest
 
 from celery_subproc_pool import protocol, records
+from celery_subproc_pool.children import Alarm, Children
+from celery_subproc_pool.config import ChildSettings
+from celery_subproc_pool.greetings import complaints
 from celery_subproc_pool.protocol import CancelReason
 
 from .conftest import CHILDREN
@@ -432,3 +435,57 @@ def test_features_of_later_are_not_minded() -> None:
     greeting = protocol.decode_greeting(line)
     assert isinstance(greeting, protocol.Ready)
     assert greeting.known_features == {protocol.Feature.LOG}
+
+
+# -- what the log says of a greeting
+
+
+@pytest.mark.parametrize(
+    ("ready", "takes_tasks", "says"),
+    [
+        ({}, True, []),
+        (
+            {"features": ("multiplex", "progres")},
+            True,
+            [
+                "announce features that this pool does not know: progres; it knows progress, log,"
+                " cancel, multiplex"
+            ],
+        ),
+        (
+            {"features": ("multiplex",), "max_in_flight": 3},
+            True,
+            [
+                "take 3 jobs at a time by their own word, though"
+                " subproc_pool.children.a.max_in_flight is 9, by which the number of children is"
+                " reckoned: set it to 3, or set a size"
+            ],
+        ),
+        (
+            {"features": ("cancel",)},
+            True,
+            [
+                "take one job at a time, though subproc_pool.children.a.max_in_flight is 9: they do"
+                " not announce 'multiplex' (their features: cancel)"
+            ],
+        ),
+        (
+            {},
+            False,
+            [
+                "have no tasks: subproc_pool.children.a.tasks is empty, they announce none, and no"
+                " task names the group as its child"
+            ],
+        ),
+    ],
+)
+def test_what_is_odd_about_a_greeting(
+    ready: dict[str, Any], takes_tasks: bool, says: list[str]
+) -> None:
+    settings = ChildSettings(argv=("true",), handshake=True, max_in_flight=9)
+    group = records.Group("a", settings, 1)
+    child = records.Child(group, group.slots[0], 1)
+    greeting = protocol.Ready(protocol=1, **{"features": ("multiplex",), **ready})
+    Children({"a": group}, Alarm(), lambda: 0.5).spawned(child, 7, 0.0)
+    Children({"a": group}, Alarm(), lambda: 0.5).ready(child, greeting, None, 0.0)
+    assert list(complaints(child, takes_tasks)) == says
