@@ -362,13 +362,13 @@ class Scheduler:
             if now < child.spawned_at + seconds:
                 return []
             # What it took to boot is not the job's: not there, and not with the next child.
-            self._set_limits(job, now)
+            self._set_limits(job, child, now)
             # Its exit tells whether it has read the job after all; if not, another child has it.
             reason = f"it did not read its first request within {seconds:g} s (start_timeout)"
             return self._replace(child, Cause.NOT_STARTED, reason, now)
         child.has_read = True
         if child.still_boots:
-            self._set_limits(job, now)
+            self._set_limits(job, child, now)
         else:
             # It has had the time. What was put off for the look is due now.
             for limit in _LIMITS:
@@ -579,12 +579,11 @@ class Scheduler:
         self._set_alarm(job)
         return due
 
-    def _set_limits(self, job: Job, now: float) -> None:
-        """Let the time limits of `job` count from `now`."""
+    def _set_limits(self, job: Job, child: Child, now: float) -> None:
+        """Let the time limits of `job`, which is with `child`, count from `now`."""
         job.deadline = None if job.timeout is None else now + job.timeout
         job.soft_deadline = None if job.soft_timeout is None else now + job.soft_timeout
-        if job.child is not None:
-            self._hear(job, job.child, now)
+        self._hear(job, child, now)
         self._set_alarm(job)
 
     def _set_alarm(self, job: Job) -> None:
@@ -688,7 +687,7 @@ class Scheduler:
             if job.accepted:
                 self._set_alarm(job)
             else:
-                self._set_limits(job, now)
+                self._set_limits(job, child, now)
         if not job.accepted:
             job.accepted = True
             actions.append(Accept(job, child, now))

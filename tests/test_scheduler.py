@@ -12,7 +12,7 @@ import pytest
 from celery_subproc_pool.children import BACKOFF_LAST, SETTLE
 from celery_subproc_pool.config import ChildSettings
 from celery_subproc_pool.errors import TransitionError
-from celery_subproc_pool.protocol import CancelReason, Ok, Ready
+from celery_subproc_pool.protocol import CancelReason, Ok, Progress, Ready
 from celery_subproc_pool.records import (
     TRANSITIONS,
     Accept,
@@ -1440,3 +1440,34 @@ def test_a_child_that_has_to_end_a_job_gets_no_other_until_it_has() -> None:
     assert waiting.state is JobState.QUEUED
     world.tell(world.scheduler.replied, child, Ok(id="runs"))
     assert waiting.child is child
+
+
+def test_progress_of_a_job_that_is_over_but_not_answered_is_no_news() -> None:
+    world = world_of_many(1, 4)
+    job, child = world.send("runs")
+    world.tell(world.scheduler.terminate, job, signal.SIGTERM)
+    assert world.tell(world.scheduler.progressed, child, Progress(id="runs", meta={})) == []
+    assert child.serves
+    world.tell(world.scheduler.faulted, child, "no JSON")
+    assert world.tell(world.scheduler.progressed, child, Progress(id="runs", meta={})) == []
+
+
+def test_one_that_was_told_before_gets_no_more_time() -> None:
+    world = world_of_many(1, 4, cancel_grace=3.0)
+    job, child = world.send("runs", soft_timeout=1.0, timeout=2.0)
+    world.at(1.0)
+    assert job.kill_at == 4.0
+    world.at(2.0)
+    assert (job.kill_at, job.cancelled) == (4.0, CancelReason.TIME_LIMIT)
+    assert kills(world.at(4.0)) == [signal.SIGKILL]
+    assert child.state is ChildState.STOPPING
+
+
+def test_silence_costs_a_child_that_cannot_be_told_its_life() -> None:
+    world = World(a=kind(inactivity_timeout=5.0))
+    job, child = world.send()
+    actions = world.at(5.0)
+    assert ends(actions) == [Settle(job, TimedOut(5.0, silent=True), child)]
+    assert kills(actions) == [signal.SIGKILL]
+    [report] = reports(actions)
+    assert report.reason.startswith("it told nothing of its job for 5 s (inactivity_timeout)")
