@@ -190,8 +190,9 @@ class Job:
         group: the name of the group of children that takes it; None is the worker itself.
         timeout: hard limit in seconds from acceptance on; None is none.
         soft_timeout: soft limit in seconds; None is none.
-        traced_here: whether a thread of the worker traces it, and says when it is through.
-            Otherwise its child does, or nobody, and its outcome is its end.
+        traced_here: whether a thread of the worker traces it from the start, and says when it is
+            through. Otherwise its child does, or nobody, and what comes after its outcome takes
+            no child's time.
         retries: how often Celery has retried the task. A retry is another job, of the same id.
     """
 

@@ -395,7 +395,8 @@ class Scheduler:
         return []
 
     def unwritten(self, child: Child, reason: str, now: float) -> list[Action]:
-        """No byte of a request could be written: its job goes to another child."""
+        """A request could not be written, or not to its end: a job of which `child` has read no
+        byte goes to another one."""
         return self._expect_exit(child, reason, now)
 
     def stdout_closed(self, child: Child, now: float) -> list[Action]:
