@@ -142,8 +142,8 @@ class Children:
         child.name = greeting.name
         child.tasks = frozenset(greeting.tasks or ())
         child.group.announces |= bool(child.tasks)
-        child.group.tells_progress |= Feature.PROGRESS in child.features
         child.features = greeting.known_features
+        child.group.tells_progress |= Feature.PROGRESS in child.features
         child.unknown_features = greeting.unknown_features
         if Feature.MULTIPLEX in child.features:
             most = child.group.settings.max_in_flight

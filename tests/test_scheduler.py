@@ -1471,3 +1471,14 @@ def test_silence_costs_a_child_that_cannot_be_told_its_life() -> None:
     assert kills(actions) == [signal.SIGKILL]
     [report] = reports(actions)
     assert report.reason.startswith("it told nothing of its job for 5 s (inactivity_timeout)")
+
+
+def test_a_group_tells_progress_once_a_child_of_it_can() -> None:
+    """Its jobs are traced from their beginning then."""
+    world = World(a=kind(2, handshake=True))
+    first, second = world.children()
+    group = world.scheduler.groups["a"]
+    world.tell(world.scheduler.ready, first, READY, None)
+    assert not group.tells_progress
+    world.tell(world.scheduler.ready, second, MANY, None)
+    assert group.tells_progress

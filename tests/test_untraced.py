@@ -28,7 +28,7 @@ from kombu.serialization import dumps
 from celery_subproc_pool import SubprocTask
 from celery_subproc_pool.untraced import Untraced
 
-from .conftest import DEADLINE, python_child, wait_for
+from .conftest import CHILDREN, DEADLINE, python_child, wait_for
 from .worker import Project, Worker
 
 # -- which jobs
@@ -423,6 +423,17 @@ def test_a_result_that_cannot_be_stored_fails_the_job_as_ever(tmp_path: Path) ->
         result = project.app.send_task("do.it", [[["reply", {"result": "stored"}]]])
         assert result.get(timeout=DEADLINE, interval=0.02) == "stored"
         assert re.search(rf"\[{result.id}\] succeeded in [\d.e-]+s: 'stored'", worker.log)
+
+
+def test_progress_is_stored_where_nobody_else_watches(tmp_path: Path) -> None:
+    perl = {"argv": ["perl", str(CHILDREN / "follow.pl")], "tasks": [], "handshake": True}
+    project = Project(tmp_path, conf={"subproc_pool": {"children": {"perl": perl}}})
+    with project.worker("-P", "subproc", "-c", "1"):
+        result = project.app.send_task("perl.follow", [1, str(tmp_path)])
+        wait_for(lambda: result.state == "PROGRESS", "its progress")
+        assert result.info == {"done": 1, "of": 1}
+        (tmp_path / "1").touch()
+        assert result.get(timeout=DEADLINE, interval=0.02) == 1
 
 
 def test_a_warm_shutdown_waits_for_it(tmp_path: Path) -> None:
