@@ -5,7 +5,7 @@ Layer: above `outcome`, below all that meets Celery; imports Celery and kombu.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,7 @@ __all__ = (
     "app_argument",
     "as_current",
     "block_joins",
+    "deserialized_body",
     "ignores_result",
     "install_fixups",
     "is_cancelled",
@@ -72,15 +73,16 @@ def resolve_auto_concurrency(worker: Any) -> None:
             worker.concurrency = cpu_budget().count
 
 
-def ignores_result(task: Task, request: Context) -> bool:
-    """Return whether nothing is to be stored of `request` of `task`.
+def ignores_result(task: Task, request: Mapping[str, Any]) -> bool:
+    """Return whether nothing is to be stored of a request of `task`, of which `request` has the
+    fields.
 
     Since Celery 5.7 the request's own word wins (celery/app/task.py: `get_actual_ignore_result`);
     before, either's is enough.
     """
     if isinstance(task.backend, DisabledBackend):
         return True
-    asked = vars(request).get("ignore_result")
+    asked = request.get("ignore_result")
     if celery.VERSION >= (5, 7) and asked is not None:
         return bool(asked)
     return bool(task.ignore_result or asked)
@@ -117,14 +119,32 @@ def may_be_observed(app: Celery, task: Task) -> bool:
     )
 
 
+def deserialized_body(callback: Callable[..., Any]) -> Any:
+    """Return the body of a message as Celery has deserialized it when it came; None if it is not
+    known.
+
+    Arguments:
+        callback: one of those that `apply_async` was given: a method of Celery's `Request` (5.3 to
+            5.7), which has looked at the arguments.
+    """
+    request = _request_of(callback)
+    return None if request is None else request.message.payload
+
+
+def _request_of(callback: Callable[..., Any]) -> Any:
+    """Return the `celery.worker.request.Request` that `callback` is a method of, or None."""
+    request = getattr(callback, "__self__", None)
+    return request if isinstance(request, Request) else None
+
+
 def is_cancelled(job: Any) -> bool:
     """Return whether Celery ends `job`, a `jobs.PoolJob`, because the worker stops or has lost its
     broker, and not because somebody has revoked it.
 
     A cold shutdown cancels its jobs before it says so anywhere (5.3 to 5.7: `Request.cancel`).
     """
-    request = getattr(job.callbacks.error_callback, "__self__", None)
-    return isinstance(request, Request) and request._already_cancelled
+    request = _request_of(job.callbacks.error_callback)
+    return request is not None and request._already_cancelled
 
 
 def reject(job: Any) -> None:
@@ -135,8 +155,8 @@ def reject(job: Any) -> None:
     (5.3 to 5.7: celery/worker/request.py). Of a message that was acknowledged early, nothing is
     left to reject.
     """
-    request = getattr(job.callbacks.error_callback, "__self__", None)
-    if isinstance(request, Request):
+    request = _request_of(job.callbacks.error_callback)
+    if request is not None:
         request.reject(requeue=False)
 
 
@@ -147,8 +167,8 @@ def store_revoked_again(job: Any) -> None:
     thread may be about to store an earlier state. Only the state is stored again: the rest of
     `mark_as_revoked`, such as telling a chord, has been done.
     """
-    request = getattr(job.callbacks.error_callback, "__self__", None)
-    if isinstance(request, Request) and request._already_revoked and request.store_errors:
+    request = _request_of(job.callbacks.error_callback)
+    if request is not None and request._already_revoked and request.store_errors:
         request.task.backend.store_result(
             job.task_id, TaskRevokedError("terminated"), REVOKED, request=request._context
         )

@@ -5,7 +5,6 @@ Layer: above `outcome` and `tasks`; imports Celery. Knows no pool: it is given w
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -102,8 +101,8 @@ class PoolJob(Job):
         self.callbacks = callbacks
         #: How it is done, if it is a job of an external child that is not traced from the start.
         self.shortcut: Shortcut | None = None
-        #: The child's pid, once accepted; the worker's own for a job that no child takes.
-        self.pid = os.getpid()
+        #: Once accepted: the child's pid, or the worker's own for a job that no child takes.
+        self.pid = 0
         #: Celery's callback for what the tracer returned or raised, to be called at the end.
         self.ending: Callable[[], None] | None = None
         #: Whether a state was stored that is not its last.

@@ -104,6 +104,11 @@ class LiveChild:
                 f" {self._lines.overlong!r}"
             )
 
+    @property
+    def has_open_line(self) -> bool:
+        """Whether it has begun a line and not ended it."""
+        return self._lines.has_open
+
     def take_open_line(self) -> bytes:
         """Return what has come of a line that it has not ended, and forget it."""
         return self._lines.take_open()

@@ -78,16 +78,20 @@ def encode_task(task_id: str, arguments: Sequence[Any]) -> bytes:
         pickle.PicklingError or TypeError: it holds an object that can't leave the process.
     """
     name, _, headers, body, content_type, content_encoding = arguments
+    request = headers.copy()
     # The worker has deserialized the arguments into its own copy; the child does it again.
-    request = {key: value for key, value in headers.items() if key not in ("args", "kwargs")}
-    fields: dict[str, Any] = {
-        "task": name,
-        "content_type": content_type,
-        "content_encoding": content_encoding,
-    }
+    request.pop("args", None)
+    request.pop("kwargs", None)
     if content_type and _is_plain(request):
         text, raw = _text_or_bytes(body, content_encoding)
-        message = TaskMessage(**fields, request=request, body=text, raw=raw)
+        message = TaskMessage(
+            task=name,
+            content_type=content_type,
+            content_encoding=content_encoding,
+            request=request,
+            body=text,
+            raw=raw,
+        )
         try:
             return protocol.encode(TaskRequest(id=task_id, payload=message))
         except (ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
@@ -95,8 +99,12 @@ def encode_task(task_id: str, arguments: Sequence[Any]) -> bytes:
             pass
     if isinstance(body, memoryview):
         body = body.tobytes()
-    pickled = pickle.dumps((request, body), protocol=4)
-    message = TaskMessage(**fields, pickled=pickled)
+    message = TaskMessage(
+        task=name,
+        content_type=content_type,
+        content_encoding=content_encoding,
+        pickled=pickle.dumps((request, body), protocol=4),
+    )
     return protocol.encode(TaskRequest(id=task_id, payload=message))
 
 

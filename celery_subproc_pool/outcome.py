@@ -5,13 +5,13 @@ Layer: above `live`; imports Celery and billiard.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import SoftTimeLimitExceeded, WorkerLostError
 from billiard.exceptions import Terminated as BilliardTerminated
 from celery import Task
-from celery.app.task import Context
 from celery.exceptions import Ignore, Reject
 
 from . import protocol
@@ -74,30 +74,29 @@ def conclude(
     raise Ignore()
 
 
-def throttles_of(request: Context) -> int:
-    """Return how often `request` was throttled before."""
-    headers = request.headers or {}
+def throttles_of(headers: Mapping[str, Any]) -> int:
+    """Return how often a request with these `headers` of its own was throttled before."""
     count = headers.get(THROTTLES_HEADER, 0)
     return count if isinstance(count, int) else 0
 
 
 def _throttle(task: Task, reply: protocol.Throttled, most: int | None) -> NoReturn:
     request = task.request
-    throttles = throttles_of(request) + 1
+    headers = request.headers or {}
+    throttles = throttles_of(headers) + 1
     if most is not None and throttles > most:
         raise task.MaxRetriesExceededError(
             f"{task.name}[{request.id}] was throttled {throttles} times;"
             f" throttle_max_retries is {most}"
         )
     countdown = reply.retry_after_secs
-    headers = {**(request.headers or {}), THROTTLES_HEADER: throttles}
     retries = request.retries
     # `retry` counts one up, but being throttled is no failure: the count stays what it was.
     request.retries = retries - 1
     try:
         raise task.retry(
             countdown=protocol.DEFAULT_RETRY_AFTER if countdown is None else countdown,
-            headers=headers,
+            headers={**headers, THROTTLES_HEADER: throttles},
         )
     finally:
         request.retries = retries

@@ -6,6 +6,7 @@ what becomes of them into Celery's callbacks, all called on the thread that turn
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -16,7 +17,6 @@ from typing import Any
 import click
 from billiard.einfo import ExceptionInfo
 from celery import signals as celery_signals
-from celery.app.task import Context
 from celery.concurrency.base import BasePool
 from celery.exceptions import WorkerShutdown
 from celery.platforms import EX_FAILURE, signals
@@ -26,7 +26,7 @@ from celery.utils.nodenames import gethostname
 from celery.worker import state
 
 from . import banner, config, control, ends, facts, greetings, launch, messages, outcome, protocol
-from .compat import is_cancelled
+from .compat import deserialized_body, is_cancelled
 from .drivers import HubDriver, ThreadDriver, wait_for_children
 from .errors import ConfigError, SpawnError
 from .events import ChildEvents
@@ -39,7 +39,7 @@ from .routes import Routes
 from .scheduler import Scheduler
 from .supervisor import Supervisor
 from .tracing import TracingThreads
-from .untraced import Untraced
+from .untraced import Shortcut, Untraced
 
 __all__ = ("Pool",)
 
@@ -74,6 +74,8 @@ class Pool(BasePool, control.Controlled):
                 raise click.ClickException(str(exc)) from None
             raise
         self._untraced = Untraced(self.app, self._hostname, self._routes.tracked)
+        # Not by `app.tasks` for each job: that takes a lock.
+        self._tasks = self.app.tasks
         self._semaphore = self.options.get("semaphore")
         #: Not over yet. This keeps them alive: Celery does not.
         self._jobs: set[PoolJob] = set()
@@ -263,7 +265,8 @@ class Pool(BasePool, control.Controlled):
         shortcut = None
         if not python and group is not None:
             tells_progress = supervisor.scheduler.groups[group].tells_progress
-            shortcut = self._untraced.shortcut(args, tells_progress)
+            body = deserialized_body(error_callback)
+            shortcut = self._untraced.shortcut(args, tells_progress, body)
         traced_here = not python and shortcut is None
         job = PoolJob(self, group, target, args, callbacks, traced_here)
         if shortcut is not None:
@@ -288,7 +291,7 @@ class Pool(BasePool, control.Controlled):
         own_hard, own_soft = job.arguments[2].get("timelimit") or (None, None)
         # Celery notes a task's limits when the worker starts; the remote control command
         # `time_limit` sets them anew, at the task.
-        task = self.app.tasks[job.task_name]
+        task = self._tasks[job.task_name]
         hard = hard if own_hard else task.time_limit
         soft = soft if own_soft else task.soft_time_limit
         job.timeout = hard or self.options.get("timeout") or default
@@ -339,8 +342,7 @@ class Pool(BasePool, control.Controlled):
 
     def accepted(self, job: PoolJob, child: Child | None, now: float) -> None:
         """`job` is handed to `child`: tell Celery, then trace it."""
-        if child is not None and child.pid is not None:
-            job.pid = child.pid
+        job.pid = os.getpid() if child is None or child.pid is None else child.pid
         self._accepting = job
         try:
             job.callbacks.accept_callback(job.pid, now)
@@ -383,17 +385,17 @@ class Pool(BasePool, control.Controlled):
 
     def _succeed(self, job: PoolJob, reply: protocol.Ok) -> None:
         """Bring a job that was not traced to its good end: in a thread, if that may block."""
-        assert job.shortcut is not None
-        context = job.shortcut.context
+        shortcut = job.shortcut
+        assert shortcut is not None
         runtime = time.monotonic() - job.begun_at
-        job.ending = partial(self._report_success, job, context, reply.result, runtime)
-        if job.shortcut.stores:
-            self._start(job, partial(self._store, job, context, reply))
+        job.ending = partial(self._report_success, job, shortcut, reply.result, runtime)
+        if shortcut.stores:
+            self._start(job, partial(self._store, job, shortcut, reply))
         else:
             self.finished(job)
 
     def _store(
-        self, job: PoolJob, context: Context, reply: protocol.Ok
+        self, job: PoolJob, shortcut: Shortcut, reply: protocol.Ok
     ) -> Callable[[], None] | None:
         """Store the result of a job that was not traced. Called in a thread.
 
@@ -401,15 +403,17 @@ class Pool(BasePool, control.Controlled):
             As `PoolJob.trace`, which has the job fail, as Celery would, if that can't be done.
         """
         try:
-            self._untraced.store(context, reply.result)
+            self._untraced.store(shortcut, reply.result)
         except Exception:
             job.answer(reply)
             return job.trace()
         return partial(self.traced, job)
 
-    def _report_success(self, job: PoolJob, context: Context, result: Any, runtime: float) -> None:
+    def _report_success(
+        self, job: PoolJob, shortcut: Shortcut, result: Any, runtime: float
+    ) -> None:
         """Tell Celery that a job which was not traced has succeeded."""
-        job.callbacks.callback(self._untraced.succeed(context, result, runtime))
+        job.callbacks.callback(self._untraced.succeed(shortcut, result, runtime))
 
     def unwound(self, job: PoolJob, report: Callable[[], None]) -> None:
         """`job`, which was abandoned, stores nothing any more: its end can be told by `report`."""
@@ -452,8 +456,10 @@ class Pool(BasePool, control.Controlled):
 
     def finished(self, job: PoolJob) -> None:
         """The tracer of `job` brought it to its end: tell Celery."""
-        assert job.ending is not None
-        self._conclude(job, job.ending)
+        # No job refers to itself any more: it need not wait for the garbage collector.
+        ending, job.ending = job.ending, None
+        assert ending is not None
+        self._conclude(job, ending)
 
     def soft_timed_out(self, job: PoolJob, told: bool) -> None:
         """The soft limit of `job` is over."""

@@ -156,6 +156,9 @@ class Traced(Reply, tag="traced", frozen=True, kw_only=True, omit_defaults=True)
 class Feature(enum.Enum):
     """What a child may announce, beyond the core of the protocol."""
 
+    # Its members are looked up for each job: by identity, which C does, as there is one of each.
+    __hash__ = object.__hash__
+
     #: It sends `Progress`, or `Log`.
     PROGRESS = "progress"
     LOG = "log"
@@ -495,6 +498,11 @@ class LineBuffer:
             if self._open_bytes > self.max_bytes:
                 self._overflow(b"".join(self._open))
         return lines
+
+    @property
+    def has_open(self) -> bool:
+        """Whether something has come of an unfinished line."""
+        return bool(self._open)
 
     def take_open(self) -> bytes:
         """Return what has come of an unfinished line, and forget it."""

@@ -85,6 +85,9 @@ def describe_exit(status: int, killed: bool = False) -> str:
 class ChildState(enum.Enum):
     """The life of a child; see `TRANSITIONS`."""
 
+    # Its members are looked up for each job: by identity, which C does, as there is one of each.
+    __hash__ = object.__hash__
+
     STARTING = "starting"
     IDLE = "idle"
     BUSY = "busy"

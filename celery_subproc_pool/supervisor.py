@@ -33,7 +33,17 @@ from .forks import keep_from_copies
 from .guardian import MARK, Guardian
 from .live import ChildFacts, LiveChild
 from .memory import MemoryMeter
-from .protocol import CancelReason, Fatal, Log, Message, Progress, Ready, encode_cancel, quote
+from .protocol import (
+    CancelReason,
+    Fatal,
+    Log,
+    Message,
+    Progress,
+    Ready,
+    Reply,
+    encode_cancel,
+    quote,
+)
 from .records import Action, Change, Child, JobState, Outcome
 from .scheduler import Scheduler
 
@@ -491,23 +501,23 @@ class Supervisor:
     def _hear_first(self, live: LiveChild) -> bool:
         """Take in what a child wrote before its next request; return whether it can have that."""
         process, child = live.process, live.child
-        if process.is_silent():
-            # Most often.
-            early = None
-        else:
+        early: bytes | None = None
+        if not process.is_silent():
             early = b"" if process.stdout is None else process.read(process.stdout)
-        if early == b"":
-            self._unwritten(live, "it closed its stdout")
-            return False
+            if early == b"":
+                self._unwritten(live, "it closed its stdout")
+                return False
+        if not early and not live.has_open_line:
+            # Most often.
+            return True
         if child.may_speak:
             if early:
                 self._feed(live, early)
             return True
         early = live.take_open_line() + (early or b"")
-        if early:
-            reason = f"it wrote {quote(early)}, which nobody had asked for"
-            self._actions.extend(self.scheduler.faulted(child, reason, self._clock()))
-        return not early
+        reason = f"it wrote {quote(early)}, which nobody had asked for"
+        self._actions.extend(self.scheduler.faulted(child, reason, self._clock()))
+        return False
 
     def _unwritten(self, live: LiveChild, reason: str) -> None:
         self._actions.extend(self.scheduler.unwritten(live.child, reason, self._clock()))
@@ -527,10 +537,10 @@ class Supervisor:
         return True
 
     def _settle(self, action: records.Settle) -> None:
-        live = None if action.child is None else self._live.get(action.child.number)
         facts = None
-        if live is not None and not isinstance(action.outcome, records.Answered):
-            facts = live.facts()
+        if action.child is not None and not isinstance(action.outcome, records.Answered):
+            live = self._live.get(action.child.number)
+            facts = None if live is None else live.facts()
         self._callbacks.append(partial(self._listener.settled, action.job, action.outcome, facts))
 
     def _finished(self, action: records.Finished) -> None:
@@ -641,18 +651,18 @@ class Supervisor:
 
     def _hear(self, live: LiveChild, message: Message | Ready | Fatal, now: float) -> list[Action]:
         scheduler, child = self.scheduler, live.child
+        if isinstance(message, Reply):
+            return scheduler.replied(child, message, now)
         if isinstance(message, Progress):
             return scheduler.progressed(child, message, now)
         if isinstance(message, Log):
             return scheduler.logged(child, message, now)
         if isinstance(message, Fatal):
             return scheduler.boot_failed(child, message.message, now)
-        if isinstance(message, Ready):
-            live.ready = True
-            if message.pid is not None:
-                live.pid = live.process.member(message.pid)
-            return scheduler.ready(child, message, live.pid, now)
-        return scheduler.replied(child, message, now)
+        live.ready = True
+        if message.pid is not None:
+            live.pid = live.process.member(message.pid)
+        return scheduler.ready(child, message, live.pid, now)
 
     def _on_stderr(self, live: LiveChild) -> None:
         if not live.read_stderr() and live.process.stderr is not None:

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, Protocol
 
 from celery import Task
-from celery.app.task import Context
 from celery.states import STARTED
 from celery.utils.log import get_logger
 
@@ -52,6 +51,13 @@ class Exchange(Protocol):
 
     def storing(self) -> AbstractContextManager[None]:
         """Within this context, a state of the job that is not its last may be stored."""
+
+
+class Fields(Protocol):
+    """The fields of a request: Celery's `Context`, or a mapping."""
+
+    def get(self, key: str, default: Any = None, /) -> Any:
+        """Return the field `key`."""
 
 
 class SubprocTask(Task):
@@ -131,7 +137,9 @@ def run_in_child(
     job: Exchange = _current.job
     if track_started:
         _store(task, job, STARTED, {"pid": job.pid, "hostname": task.request.hostname})
-    line = encode_request(job.task_id, payload(task.name, task.request, args, kwargs))
+    request = task.request
+    message = payload(task.name, request, request.headers or {}, args, kwargs)
+    line = encode_request(job.task_id, message)
     reply = job.exchange(line, partial(_store_progress, task, job))
     over = job.soft_timeout if job.cancelled is CancelReason.SOFT_TIME_LIMIT else None
     return conclude(task, reply, throttle_max_retries, over)
@@ -140,7 +148,7 @@ def run_in_child(
 def _store(task: Task, job: Exchange, state: str, meta: dict[str, Any]) -> None:
     """Store `state` of the current request of `task`, unless its result will not be stored either:
     nobody would ever learn that it came."""
-    if not ignores_result(task, task.request):
+    if not ignores_result(task, vars(task.request)):
         with job.storing():
             task.update_state(state=state, meta=meta)
 
@@ -158,23 +166,35 @@ def _store_progress(task: Task, job: Exchange, meta: dict[str, Any]) -> None:
 
 
 def payload(
-    name: str, request: Context, args: Sequence[Any], kwargs: Mapping[str, Any]
+    name: str,
+    request: Fields,
+    headers: Mapping[str, Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the payload of `request` of the task `name`, as ``docs/protocol.md`` has it."""
-    delivery = request.delivery_info or {}
+    """Return the payload of a request, as ``docs/protocol.md`` has it.
+
+    Arguments:
+        name: the name of the task.
+        request: the request.
+        headers: those of it that are none of Celery's.
+        args, kwargs: the task's own.
+    """
+    get = request.get
+    delivery = get("delivery_info") or {}
     return {
         "task": name,
         "args": args,
         "kwargs": kwargs,
-        "retries": request.retries,
-        "throttles": throttles_of(request),
-        "root_id": request.root_id,
-        "parent_id": request.parent_id,
-        "group": request.group,
+        "retries": get("retries", 0),
+        "throttles": throttles_of(headers),
+        "root_id": get("root_id"),
+        "parent_id": get("parent_id"),
+        "group": get("group"),
         "queue": delivery.get("routing_key"),
         "redelivered": bool(delivery.get("redelivered")),
-        "eta": request.eta,
-        "expires": request.expires,
-        "timelimit": request.timelimit or (None, None),
-        "headers": request.headers or {},
+        "eta": get("eta"),
+        "expires": get("expires"),
+        "timelimit": get("timelimit") or (None, None),
+        "headers": headers,
     }

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from celery import Celery, Task
@@ -36,11 +37,17 @@ __all__ = ("Shortcut", "Untraced")
 class Shortcut(NamedTuple):
     """How a job is done without a trace."""
 
-    #: The request for the child, and as Celery has it.
+    #: The request for the child.
     line: bytes
-    context: Context
+    #: The fields of the request, as the tracer would have them in a `Context`.
+    request: dict[str, Any]
     #: Whether its result is to be stored.
     stores: bool
+
+    @property
+    def context(self) -> Context:
+        """The request, as Celery has it. Made anew: it costs, and most jobs don't need it."""
+        return Context(self.request)
 
 
 class Untraced:
@@ -54,6 +61,8 @@ class Untraced:
 
     def __init__(self, app: Celery, hostname: str, tracked: Mapping[str, bool]) -> None:
         self._app = app
+        # Not by `app.tasks` for each job: that takes a lock.
+        self._tasks = app.tasks
         self._hostname = hostname
         self._tracked = tracked
         self._accept = prepare_accept_content(app.conf.accept_content)
@@ -61,75 +70,83 @@ class Untraced:
         #: another task of the same name.
         self._known: dict[str, tuple[Task, bool]] = {}
 
-    def shortcut(self, arguments: Sequence[Any], tells_progress: bool) -> Shortcut | None:
+    def shortcut(
+        self, arguments: Sequence[Any], tells_progress: bool, body: Any = None
+    ) -> Shortcut | None:
         """Return how to do a job, if it needs no trace.
 
         Arguments:
             arguments: the tracer's: the task's name and id, the request's headers, the body, its
                 content type and encoding.
             tells_progress: whether its child may tell of its progress, which is stored too.
+            body: the body, if somebody has deserialized it already.
 
         Returns:
             None if the tracer must see to it, which also fails the job if its arguments can't be
             read or written.
         """
-        name, task_id, headers, body, content_type, content_encoding = arguments
-        task = self._app.tasks[name]
+        name, task_id, headers, sent_body, content_type, content_encoding = arguments
+        task = self._tasks[name]
         if is_observed() or not self._leaves_nothing_to_see(task):
             return None
         try:
-            if content_type:
-                body = loads(body, content_type, content_encoding, accept=self._accept)
+            if not content_type:
+                body = sent_body
+            elif body is None:
+                body = loads(sent_body, content_type, content_encoding, accept=self._accept)
             args, kwargs, embed = body
             if not isinstance(args, (list, tuple)) or not isinstance(kwargs, dict):
                 return None
-            context = Context(
-                headers,
-                task=name,
-                id=task_id,
-                args=args,
-                kwargs=kwargs,
-                hostname=self._hostname,
-                is_eager=False,
-                called_directly=False,
-                **embed or {},
-            )
-            if context.callbacks or context.chain or context.chord:
+            request = {
+                **headers,
+                "task": name,
+                "id": task_id,
+                "args": args,
+                "kwargs": kwargs,
+                "hostname": self._hostname,
+                "is_eager": False,
+                "called_directly": False,
+                **(embed or {}),
+            }
+            if request.get("callbacks") or request.get("chain") or request.get("chord"):
                 return None
-            ignored = ignores_result(task, context)
+            ignored = ignores_result(task, request)
             if not ignored and (tells_progress or self._tracked.get(name)):
                 return None
-            line = encode_request(task_id, payload(name, context, args, kwargs))
+            message = payload(name, request, _own_headers(request), args, kwargs)
+            line = encode_request(task_id, message)
         except Exception:
             return None
-        return Shortcut(line, context, stores=not ignored)
+        return Shortcut(line, request, stores=not ignored)
 
-    def store(self, context: Context, result: Any) -> None:
-        """Store the `result` of the request `context`, as the tracer would. It may block."""
-        self._app.tasks[context.task].backend.mark_as_done(context.id, result, context)
+    def store(self, shortcut: Shortcut, result: Any) -> None:
+        """Store the `result` of a job, as the tracer would. It may block."""
+        context = shortcut.context
+        self._tasks[context.task].backend.mark_as_done(context.id, result, context)
 
-    def succeed(self, context: Context, result: Any, runtime: float) -> tuple[int, str, float]:
-        """Log that the request `context` succeeded, and return what the tracer would.
+    def succeed(self, shortcut: Shortcut, result: Any, runtime: float) -> tuple[int, str, float]:
+        """Log that a job succeeded, and return what the tracer would.
 
         Arguments:
-            context: the request.
+            shortcut: how the job was done.
             result: what the child replied.
             runtime: seconds that it took.
         """
-        task = self._app.tasks[context.task]
+        request = shortcut.request
+        task = self._tasks[request["task"]]
         text: str = "None"
         if result is not None:
             text = saferepr(result, task.resultrepr_maxsize)
         if tracers_logger.isEnabledFor(logging.INFO):
             facts = {
-                "id": context.id,
-                "name": context.shadow or task.name,
+                "id": request["id"],
+                "name": request.get("shadow") or task.name,
                 "return_value": text,
                 "runtime": runtime,
-                "args": context.get("argsrepr") or safe_repr(context.args),
-                "kwargs": context.get("kwargsrepr") or safe_repr(context.kwargs),
+                "args": request.get("argsrepr") or safe_repr(request["args"]),
+                "kwargs": request.get("kwargsrepr") or safe_repr(request["kwargs"]),
             }
-            with as_current(task, context):
+            with as_current(task, shortcut.context):
                 log_of_tracer(LOG_SUCCESS, facts)
         return 0, text, runtime
 
@@ -139,3 +156,20 @@ class Untraced:
             nothing = not may_be_observed(self._app, task)
             self._known[task.name] = task, nothing
         return nothing
+
+
+def _own_headers(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the headers of `request` that are none of Celery's, as a `Context` has them."""
+    headers: Mapping[str, Any] | None = request.get("headers")
+    if headers is None:
+        return {name: request[name] for name in _own_names(tuple(request))}
+    return headers
+
+
+@lru_cache(maxsize=1000)
+def _own_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return those of the `names` of a request's fields that Celery does not know.
+
+    Most requests have the same, and Celery's own search costs as much as all the rest of a job.
+    """
+    return tuple(Context(dict.fromkeys(names)).headers or ())

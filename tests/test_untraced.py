@@ -16,6 +16,7 @@ import psutil
 import pytest
 from celery import Celery, Task, signals
 from celery._state import get_current_task
+from celery.app.task import Context
 from celery.app.trace import (
     build_tracer,
     fast_trace_task,
@@ -26,6 +27,7 @@ from celery.loaders.app import AppLoader
 from kombu.serialization import dumps
 
 from celery_subproc_pool import SubprocTask
+from celery_subproc_pool.tasks import payload
 from celery_subproc_pool.untraced import Untraced
 
 from .conftest import CHILDREN, DEADLINE, python_child, wait_for
@@ -89,11 +91,37 @@ def test_the_request_is_the_one_that_a_trace_would_make() -> None:
     assert shortcut is not None
     assert not shortcut.stores
     request = json.loads(shortcut.line)
-    payload = request["payload"]
+    sent = request["payload"]
     assert request["id"] == given[1]
-    assert (payload["task"], payload["args"], payload["kwargs"]) == ("it", [1, "two"], {})
-    assert payload["group"] == "g"
-    assert payload["retries"] == payload["throttles"] == 0
+    assert (sent["task"], sent["args"], sent["kwargs"]) == ("it", [1, "two"], {})
+    assert sent["group"] == "g"
+    assert sent["retries"] == sent["throttles"] == 0
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [None, {}, {"tenant": "acme"}, {"subproc_throttles": 3}, {"headers": {"of": "one's own"}}],
+)
+def test_a_requests_own_headers_are_those_of_its_context(headers: dict[str, Any] | None) -> None:
+    app = app_with()
+    given = arguments(app, 1, headers=headers, time_limit=5, retries=2)
+    given[2]["delivery_info"] = {"routing_key": "here", "redelivered": True}
+    shortcut = untraced(app).shortcut(given, False)
+    assert shortcut is not None
+    context = Context(given[2], args=[1], kwargs={})
+    assert shortcut.context.headers == context.headers
+    expected = payload("it", context, context.headers or {}, [1], {})
+    assert json.loads(shortcut.line)["payload"] == json.loads(json.dumps(expected))
+
+
+def test_a_body_that_was_deserialized_before_is_not_again() -> None:
+    app = app_with()
+    given = (*arguments(app)[:3], b"...", "application/json", "utf-8")
+    assert untraced(app).shortcut(given, False) is None
+    shortcut = untraced(app).shortcut(given, False, ([1], {"a": 2}, {}))
+    assert shortcut is not None
+    sent = json.loads(shortcut.line)["payload"]
+    assert (sent["args"], sent["kwargs"]) == ([1], {"a": 2})
 
 
 @pytest.mark.parametrize("what", ["callbacks", "chain", "chord"])
@@ -146,7 +174,7 @@ def test_what_is_stored_is_what_a_tracer_stores() -> None:
     shortcut = stored.shortcut(given, False)
     assert shortcut is not None
     assert shortcut.stores
-    stored.store(shortcut.context, {"total": 3})
+    stored.store(shortcut, {"total": 3})
     ours = dict(app.backend.get_task_meta(given[1]))
     name, task_id, headers, body, content_type, encoding = arguments(app, 1, "two", **options)
     setup_worker_optimizations(app, "me@here")
@@ -233,7 +261,7 @@ def test_the_log_record_is_the_tracers(caplog: pytest.LogCaptureFixture) -> None
 
     caplog.handler.addFilter(look)
     try:
-        assert found.succeed(shortcut.context, {"a": 1}, 2.5) == (0, "{'a': 1}", 2.5)
+        assert found.succeed(shortcut, {"a": 1}, 2.5) == (0, "{'a': 1}", 2.5)
     finally:
         caplog.handler.removeFilter(look)
     [record] = caplog.records
