@@ -374,11 +374,15 @@ def on_worker_init(**_: Any) -> None:
     _note("worker")
 
 
-@signals.task_prerun.connect
 def on_prerun(**_: Any) -> None:
     _note("prerun")
 
 
-@signals.task_postrun.connect
 def on_postrun(**_: Any) -> None:
     _note("postrun")
+
+
+# In a worker, receivers have each job of its external children traced from the start.
+if {"OBSERVED", "CELERY_SUBPROC_POOL_SLOT"} & os.environ.keys():
+    signals.task_prerun.connect(on_prerun)
+    signals.task_postrun.connect(on_postrun)

@@ -625,14 +625,17 @@ def test_worker_process_init_and_shutdown(shared_worker: Site) -> None:
     assert external not in noted(place, "init") | noted(place, "shutdown")
 
 
-def test_task_signals(shared_worker: Site) -> None:
+def test_task_signals(shared_worker: Site, tmp_path: Path, broker: str) -> None:
     place, worker = shared_worker
     child = pid_of(place, "python")
     wait_for(lambda: child in noted(place, "prerun") & noted(place, "postrun"), "its signals")
     assert worker.process.pid not in noted(place, "init")
-    # The tracer of an external child's job is in the worker.
-    pid_of(place, "external")
-    wait_for(lambda: worker.process.pid in noted(place, "postrun"), "the worker's own tracer")
+    # The tracer of an external child's job is in the worker, if somebody listens there.
+    observed = workplace(tmp_path, broker)
+    log = str(tmp_path / "signals.log")
+    with working(observed, "-c", "1", SIGNALS_LOG=log, OBSERVED="1") as worker:
+        pid_of(observed, "external")
+        wait_for(lambda: worker.process.pid in noted(observed, "postrun"), "the worker's tracer")
 
 
 def test_serializers_and_compression(shared_worker: Site) -> None:
