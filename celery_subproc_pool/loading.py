@@ -25,6 +25,7 @@ from celery.app.utils import find_app
 from celery.local import Proxy
 
 from .compat import block_joins, install_fixups
+from .forks import let_copies_end
 from .messages import Recipe
 from .protocol import Boot
 
@@ -70,6 +71,7 @@ def load(boot: Boot, slot: int) -> Celery:
     signals.worker_process_init.send(sender=boot.hostname)
     # From here on, a signal that ends the process lets `finally` blocks of a task run.
     reset_signals()
+    let_copies_end()
     return app
 
 

@@ -64,7 +64,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"compat", "config", "errors", "messages", "protocol", "records", "routes", "withheld"},
         {"celery", "click"},
     ),
-    "loading": ({"compat", "messages", "protocol"}, {"billiard", "celery"}),
+    "loading": ({"compat", "forks", "messages", "protocol"}, {"billiard", "celery"}),
     "worker_child": ({"loading", "messages", "protocol", "serve"}, {"billiard", "celery"}),
     "events": ({"records"}, {"celery"}),
     "control": ({"errors"}, {"celery"}),

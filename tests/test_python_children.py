@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -367,6 +368,12 @@ def test_a_forked_copy_of_the_child_answers_nothing(it: Running) -> None:
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_multiprocessing_in_a_task(it: Running, method: str) -> None:
     assert it.get("processes", method) == [2, 4, 6, 8]
+
+
+@ours
+def test_a_copy_that_a_task_forks_ends_on_sigterm_as_any_process(it: Running) -> None:
+    # `multiprocessing` waits for it.
+    assert it.get("end_copy") == signal.SIGTERM
 
 
 @ours
