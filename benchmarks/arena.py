@@ -29,7 +29,10 @@ from .app import VARIABLE
 from .gauge import Watch
 from .setups import BROKERS, RESULTS, SETUPS, Setup
 
-__all__ = ("Load", "Sample", "Worker", "workers")
+__all__ = ("ROOT", "Load", "Sample", "Worker", "workers")
+
+#: Where this package is found.
+ROOT = Path(__file__).parents[1]
 
 #: Seconds that a worker may take to start or stop, and a load to be done.
 PATIENCE = 120.0
@@ -133,7 +136,7 @@ class Worker:
         with self._log.open("wb") as log:
             return subprocess.Popen(
                 command,
-                cwd=Path(__file__).parents[1],
+                cwd=ROOT,
                 env=environ,
                 stdout=log,
                 stderr=subprocess.STDOUT,

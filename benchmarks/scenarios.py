@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -11,7 +12,7 @@ from functools import partial
 
 import msgspec
 
-from .arena import Load, Worker, workers
+from .arena import ROOT, Load, Worker, workers
 from .setups import PERL, PYTHON
 
 __all__ = ("COMPARISONS", "Comparison", "Measurement", "Plan", "run")
@@ -89,6 +90,7 @@ def _scenarios(plan: Plan) -> Iterator[tuple[str, Callable[[], Values]]]:
     yield "many jobs in one child", partial(_many, plan)
     yield "start", partial(_start, plan)
     yield "limit", partial(_limit, plan)
+    yield "the pool alone", partial(_alone, plan)
 
 
 def _throughput(up: Mapping[str, Worker], plan: Plan, loads: dict[str, Load]) -> Values:
@@ -216,6 +218,19 @@ def _limit(plan: Plan) -> Values:
                 with suppress(BrokenPipeError):
                     stdin.close()
             yield number, name, "us a round trip", 1e6 * taken / count
+
+
+def _alone(plan: Plan) -> Values:
+    """What the pool itself takes for a no-op, in a process that does nothing else."""
+    count = str(plan.count(4000))
+    for number in range(1, plan.rounds + 1):
+        for size in ("2", "8"):
+            for name in ("python", "external"):
+                command = [sys.executable, "-m", "benchmarks.alone", name, size, count]
+                made = subprocess.run(
+                    command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+                )
+                yield number, name, f"no-op, {size} children: us", float(made.stdout)
 
 
 # -- what is compared

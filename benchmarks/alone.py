@@ -1,0 +1,108 @@
+"""The pool with no worker around it: what it costs by itself.
+
+Use: ``python -m benchmarks.alone SETUP SIZE COUNT``, which prints the microseconds of CPU that this
+process took for a job. Celery's requests are handed over as its consumer does, but they were made
+before, and what they are told is only counted. A loop of kombu's turns the engine.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+import uuid
+from typing import Any
+
+from celery import Celery
+from celery.worker.request import Request
+from kombu.asynchronous import Hub
+from kombu.asynchronous.semaphore import LaxBoundedSemaphore
+from kombu.message import Message
+from kombu.serialization import dumps
+
+from celery_subproc_pool.pool import Pool
+
+from .setups import SETUPS
+
+#: Jobs before the clock runs: children boot during the first.
+WARM_UP = 200
+
+
+class Counted(Request):  # type: ignore[misc]
+    """A request that only counts what it is told."""
+
+    done = 0
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """Do nothing."""
+
+    def on_success(self, failed__retval__runtime: Any, **_: Any) -> None:
+        """Count it."""
+        Counted.done += 1
+
+    def on_failure(self, exc_info: Any, **_: Any) -> None:
+        """End all of it: nothing was to fail."""
+        sys.exit(f"a job failed: {exc_info}")
+
+
+def _request(app: Celery, name: str) -> Request:
+    made = app.amqp.as_task_v2(uuid.uuid4().hex, name, (), {}, ignore_result=True)
+    content_type, encoding, body = dumps(made.body, "json")
+    message = Message(
+        body=body,
+        content_type=content_type,
+        content_encoding=encoding,
+        headers=made.headers,
+        properties={**made.properties, "application_headers": made.headers},
+        delivery_info={"exchange": "", "routing_key": "queue", "redelivered": False},
+        accept={content_type},
+    )
+    return Counted(message, app=app, hostname="alone@localhost", task=app.tasks[name])
+
+
+def _run(pool: Pool, semaphore: LaxBoundedSemaphore, loop: Any, requests: list[Request]) -> float:
+    """Have `requests` done, and return the CPU seconds of this process."""
+    end = Counted.done + len(requests)
+    before = time.process_time()
+    for request in requests:
+        # As the consumer: what finds no free slot waits here.
+        semaphore.acquire(request.execute_using_pool, pool)
+    while Counted.done < end:
+        next(loop)
+    return time.process_time() - before
+
+
+def main(setup: str, size: int, count: int) -> float:
+    """Return the microseconds of CPU that a job costs the pool.
+
+    Arguments:
+        setup: the name of one in `setups` that has our pool.
+        size: how many children there are.
+        count: how many jobs are done.
+    """
+    settings = {"conf": {"broker_url": "memory://", **SETUPS[setup].conf}}
+    os.environ["BENCHMARK"] = json.dumps(settings)
+    from .app import app
+
+    name = "noop" if setup == "python" else "echo"
+    app.finalize()
+    semaphore = LaxBoundedSemaphore(size)
+    options = {"threads": False, "putlocks": False, "semaphore": semaphore}
+    pool = Pool(size, app=app, initargs=(app, "alone@localhost"), **options)
+    pool.start()
+    try:
+        hub = Hub()
+        pool.register_with_event_loop(hub)
+        loop = hub.create_loop()
+        _run(pool, semaphore, loop, [_request(app, name) for _ in range(WARM_UP)])
+        requests = [_request(app, name) for _ in range(count)]
+        return _run(pool, semaphore, loop, requests) / count * 1e6
+    finally:
+        pool.terminate()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING)
+    print(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
