@@ -17,7 +17,8 @@ import os
 import signal
 import threading
 import weakref
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 __all__ = ("keep_from_copies", "let_copies_end")
 
@@ -49,8 +50,11 @@ _blocked = threading.local()
 
 
 def let_copies_end() -> None:
-    """Have every copy that is forked from now on end on SIGTERM at once, as most processes do."""
-    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_let_end)
+    """Have every copy that is forked from now on end on SIGTERM at once, as most processes do,
+    instead of what this one does on it now."""
+    handler = signal.getsignal(signal.SIGTERM)
+    end = partial(_let_end, handler)
+    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=end)
 
 
 def _block() -> None:
@@ -62,6 +66,8 @@ def _unblock() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, _blocked.before)
 
 
-def _let_end() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _let_end(handler: Any) -> None:
+    # A handler that a task has set is its own affair.
+    if signal.getsignal(signal.SIGTERM) == handler:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _unblock()

@@ -99,6 +99,7 @@ class Untraced:
                 return None
             request = {
                 **headers,
+                **(embed or {}),
                 "task": name,
                 "id": task_id,
                 "args": args,
@@ -106,7 +107,6 @@ class Untraced:
                 "hostname": self._hostname,
                 "is_eager": False,
                 "called_directly": False,
-                **(embed or {}),
             }
             if request.get("callbacks") or request.get("chain") or request.get("chord"):
                 return None

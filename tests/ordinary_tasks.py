@@ -315,14 +315,18 @@ def forking() -> int:
 
 
 @shared_task(name="end_copy")
-def end_copy() -> int:
-    """Fork, and return which signal ended the copy that was sent SIGTERM."""
+def end_copy(own_handler: bool) -> int:
+    """Fork, send the copy SIGTERM, and return its exit status."""
+    before = signal.getsignal(signal.SIGTERM)
+    if own_handler:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
     pid = os.fork()
     if not pid:
         time.sleep(60)
         os._exit(0)
+    signal.signal(signal.SIGTERM, before)
     os.kill(pid, signal.SIGTERM)
-    return os.WTERMSIG(os.waitpid(pid, 0)[1])
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 @shared_task(name="thread_left")

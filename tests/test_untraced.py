@@ -114,6 +114,16 @@ def test_a_requests_own_headers_are_those_of_its_context(headers: dict[str, Any]
     assert json.loads(shortcut.line)["payload"] == json.loads(json.dumps(expected))
 
 
+def test_what_comes_with_the_arguments_names_no_other_job() -> None:
+    app = app_with()
+    given = arguments(app)
+    embedded = {"id": "another", "task": "other", "hostname": "elsewhere", "callbacks": None}
+    shortcut = untraced(app).shortcut(given, False, ([], {}, embedded))
+    assert shortcut is not None
+    context = shortcut.context
+    assert (context.id, context.task, context.hostname) == (given[1], "it", "me@here")
+
+
 def test_a_body_that_was_deserialized_before_is_not_again() -> None:
     app = app_with()
     given = (*arguments(app)[:3], b"...", "application/json", "utf-8")
