@@ -93,7 +93,9 @@ def test_lines_with_trailing_data(data: bytes, lines: list[bytes]) -> None:
 def test_the_open_line_can_be_taken_once() -> None:
     buffer = LineBuffer(MAX)
     assert fed(buffer, [b"one\nha", b"lf"]) == [b"one"]
+    assert buffer.has_open
     assert buffer.take_open() == b"half"
+    assert not buffer.has_open
     assert buffer.take_open() == b""
     assert buffer.feed(b"two\n") == [b"two"]
 
