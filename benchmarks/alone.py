@@ -24,7 +24,7 @@ from kombu.serialization import dumps
 
 from celery_subproc_pool.pool import Pool
 
-from .setups import SETUPS
+from .setups import SETUPS, VARIABLE
 
 #: Jobs before the clock runs: children boot during the first.
 WARM_UP = 200
@@ -83,7 +83,7 @@ def main(setup: str, size: int, count: int) -> float:
         count: how many jobs are done.
     """
     settings = {"conf": {"broker_url": "memory://", **SETUPS[setup].conf}}
-    os.environ["BENCHMARK"] = json.dumps(settings)
+    os.environ[VARIABLE] = json.dumps(settings)
     from .app import app
 
     name = "noop" if setup == "python" else "echo"

@@ -12,9 +12,7 @@ from celery import Celery
 from celery.signals import worker_process_init, worker_ready
 
 from .gauge import Gauge
-
-#: JSON, in the environment: the configuration, and how the task `echo` reaches its program.
-VARIABLE = "BENCHMARK"
+from .setups import VARIABLE
 
 _settings: dict[str, Any] = json.loads(os.environ.get(VARIABLE) or "{}")
 

@@ -25,9 +25,8 @@ import psutil
 from celery import Celery
 from kombu import Connection, Queue
 
-from .app import VARIABLE
 from .gauge import Watch
-from .setups import BROKERS, RESULTS, SETUPS, Setup
+from .setups import BROKERS, RESULTS, SETUPS, VARIABLE, Setup
 
 __all__ = ("ROOT", "Load", "Sample", "Worker", "workers")
 

@@ -8,7 +8,10 @@ from typing import Any
 
 import msgspec
 
-__all__ = ("BROKERS", "RESULTS", "SETUPS", "Setup")
+__all__ = ("BROKERS", "RESULTS", "SETUPS", "VARIABLE", "Setup")
+
+#: JSON, in the environment of `app`: the configuration, and how `echo` reaches its program.
+VARIABLE = "BENCHMARK"
 
 CHILDREN = Path(__file__).with_name("children")
 PERL = ["perl", str(CHILDREN / "echo.pl")]
