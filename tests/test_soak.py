@@ -69,6 +69,7 @@ class Job:
         self.id = uuid.uuid4().hex
         self.kind = kind
         self.python = python
+        self.sent = time.monotonic()
         #: As the result backend has it.
         self.meta: dict[str, Any] | None = None
 
@@ -192,7 +193,10 @@ class Soak:
         signum = self.random.choice([signal.SIGKILL] * 4 + [signal.SIGSEGV, signal.SIGSTOP])
         self.trouble[signum.name] += 1
         try:
-            child.send_signal(signum)
+            # Until it executes its program, it is a copy of the worker, which waits for that: who
+            # stops it then stops the worker.
+            if child.cmdline() != psutil.Process(worker.process.pid).cmdline():
+                child.send_signal(signum)
         except psutil.NoSuchProcess:
             self.trouble["too late"] += 1
 
@@ -240,20 +244,22 @@ class Soak:
         again: Counter[str] = Counter()
         for job in self.jobs:
             begun = runs[job.id]
-            for (pid, first), (_, second) in pairwise(begun):
-                again[self.reason(job, (str(pid), job.id) in died, first, second)] += 1
+            for (pid, _), (_, second) in pairwise(begun):
+                again[self.reason(job, (str(pid), job.id) in died, second)] += 1
         assert not again["none"], "jobs were run again without a reason"
         return again
 
-    def reason(self, job: Job, died: bool, first: float, second: float) -> str:
-        """Why a job that was begun at `first`, by a child that `died` of it or not, was begun again
-        at `second`."""
+    def reason(self, job: Job, died: bool, second: float) -> str:
+        """Why a job that was begun by a child that `died` of it or not was begun again, at
+        `second`."""
         if job.kind == "throttled":
             return "throttled"
         if died:
             return "its child died"
-        # A result that is stored while the connection is gone can't be acknowledged.
-        if any(first - 1.0 <= cut <= second for cut in self.cuts):
+        # A result that is stored while the connection is gone can't be acknowledged. And what waits
+        # for a child, or in the pipe of a stopped one, when the connection is cut is delivered
+        # again while it still waits.
+        if any(job.sent <= cut <= second for cut in self.cuts):
             return "the connection was cut"
         return "none"
 
