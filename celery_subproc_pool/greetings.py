@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .config import ROOT
-from .protocol import Feature, printable
+from .printing import printable
+from .protocol import Feature
 from .records import Child
 
 __all__ = ("complaints",)

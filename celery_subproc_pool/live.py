@@ -1,6 +1,6 @@
 """A running child: its process, what has come of its streams, and what to say of it.
 
-Layer: above `child`, `protocol`, `stderr` and `records`. Must not import Celery. Reads when the
+Layer: above `child`, `lines`, `protocol` and `records`. Must not import Celery. Reads when the
 engine says that there is something to read; decides nothing.
 """
 
@@ -15,9 +15,10 @@ import msgspec
 
 from .child import ChildProcess
 from .errors import ProtocolFault
-from .protocol import Fatal, LineBuffer, Log, Message, Ready, decode_greeting, printable
+from .lines import LineBuffer, StderrLines
+from .printing import printable
+from .protocol import Fatal, Log, Message, Ready, decode_greeting
 from .records import Child, ChildState, Job
-from .stderr import StderrLines
 
 __all__ = ("ChildFacts", "LiveChild")
 

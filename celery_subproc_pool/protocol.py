@@ -1,6 +1,6 @@
-"""The wire protocol, performing no I/O: messages, line framing, encode and decode.
+"""The wire protocol, performing no I/O: messages, encode and decode.
 
-Layer: above `errors` only. Must not import processes, clocks or Celery.
+Layer: above `errors` and `printing` only. Must not import processes, clocks or Celery.
 Whatever bytes a child sends, `decode_reply` gives a `Reply` or raises `ProtocolFault`.
 The rules are those of ``docs/protocol.md``.
 """
@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from .errors import ProtocolFault, RequestEncodeError
+from .printing import CONTROLS, QUOTED_BYTES, quote, visible
 
 __all__ = (
     "DEFAULT_ERROR_MESSAGE",
@@ -26,7 +27,6 @@ __all__ = (
     "Fatal",
     "Feature",
     "Ignore",
-    "LineBuffer",
     "Log",
     "Message",
     "Ok",
@@ -48,8 +48,6 @@ __all__ = (
     "encode",
     "encode_cancel",
     "encode_request",
-    "printable",
-    "quote",
 )
 
 #: Seconds to wait when a `throttled` reply names none.
@@ -58,20 +56,14 @@ DEFAULT_RETRY_AFTER = 60.0
 #: What an `error` reply without a message means.
 DEFAULT_ERROR_MESSAGE = "worker reported error"
 
-#: Bytes of an unusable line that are quoted to the person who reads the log.
-QUOTED_BYTES = 200
-
 #: The number of the protocol that this is, in a child's `Ready`.
 PROTOCOL = 1
 
 #: A hundred years: what lies beyond is no countdown, and overflows dates.
 _MAX_SECONDS = 100 * 365 * 86400.0
 
-#: What could forge a record of a log or take over a terminal, but for the tab.
-_CONTROLS = "\\x00-\\x08\\x0a-\\x1f\\x7f-\\x9f\u2028\u2029"
-
 #: It stands in logs, as it is.
-TaskName = Annotated[str, msgspec.Meta(pattern=rf"\A[^{_CONTROLS}]+\Z")]
+TaskName = Annotated[str, msgspec.Meta(pattern=rf"\A[^{CONTROLS}]+\Z")]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=_MAX_SECONDS)]
 
 
@@ -374,7 +366,7 @@ def _decode(decoder: msgspec.json.Decoder[_Message], line: bytes) -> _Message:
         return decoder.decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         # msgspec quotes the child: as much of it as there is, control characters and all.
-        reason = "".join(map(_visible, str(exc)[:QUOTED_BYTES]))
+        reason = visible(str(exc)[:QUOTED_BYTES])
         if _SURROGATE.search(line):
             reason += " (it has half of a pair of surrogates, which is no character?)"
         raise ProtocolFault(f"{reason}, in the line {quote(line)}") from None
@@ -382,27 +374,6 @@ def _decode(decoder: msgspec.json.Decoder[_Message], line: bytes) -> _Message:
 
 #: What some languages write for a text that they have cut in the midst of a character.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-
-
-def _visible(character: str) -> str:
-    if character.isprintable():
-        return character
-    return character.encode("unicode_escape").decode()
-
-
-_CONTROL = re.compile(f"[{_CONTROLS}]")
-
-
-def printable(text: str) -> str:
-    """Return `text` with its control characters escaped, so that it stays one line of a log."""
-    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
-
-
-def quote(line: bytes) -> str:
-    """Return the start of `line` (200 bytes at most) as text that is safe to log."""
-    if len(line) <= QUOTED_BYTES:
-        return repr(bytes(line))
-    return f"{bytes(line[:QUOTED_BYTES])!r}... ({len(line)} bytes)"
 
 
 def encode(message: Any) -> bytes:
@@ -456,62 +427,3 @@ def _leaves(payload: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from ((f"{name}[{index}]", inner) for index, inner in enumerate(value))
         else:
             yield name, value
-
-
-class LineBuffer:
-    """Cuts a stream of bytes into lines, holding no more than `max_bytes` of an open one.
-
-    Arguments:
-        max_bytes: the longest line allowed, in bytes, without its newline.
-    """
-
-    __slots__ = ("_open", "_open_bytes", "max_bytes", "overlong")
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        #: The start of a line that grew too long, or None. Nothing is kept after it.
-        self.overlong: bytes | None = None
-        self._open: list[bytes] = []
-        self._open_bytes = 0
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """Take in `data`.
-
-        Returns:
-            The lines that it completes, without their newlines. Once a line is longer than
-            `max_bytes`, `overlong` is set and neither that line nor a later one is returned.
-        """
-        if self.overlong is not None:
-            return []
-        *lines, rest = data.split(b"\n")
-        if lines and self._open:
-            lines[0] = b"".join((*self._open, lines[0]))
-            self._open.clear()
-            self._open_bytes = 0
-        for number, line in enumerate(lines):
-            if len(line) > self.max_bytes:
-                self._overflow(line)
-                return lines[:number]
-        if rest:
-            self._open.append(rest)
-            self._open_bytes += len(rest)
-            if self._open_bytes > self.max_bytes:
-                self._overflow(b"".join(self._open))
-        return lines
-
-    @property
-    def has_open(self) -> bool:
-        """Whether something has come of an unfinished line."""
-        return bool(self._open)
-
-    def take_open(self) -> bytes:
-        """Return what has come of an unfinished line, and forget it."""
-        rest = b"".join(self._open)
-        self._open.clear()
-        self._open_bytes = 0
-        return rest
-
-    def _overflow(self, line: bytes) -> None:
-        self.overlong = line[:QUOTED_BYTES]
-        self._open.clear()
-        self._open_bytes = 0

@@ -33,6 +33,7 @@ from .forks import keep_from_copies
 from .guardian import MARK, Guardian
 from .live import ChildFacts, LiveChild
 from .memory import MemoryMeter
+from .printing import quote
 from .protocol import (
     CancelReason,
     Fatal,
@@ -42,7 +43,6 @@ from .protocol import (
     Ready,
     Reply,
     encode_cancel,
-    quote,
 )
 from .records import Action, Change, Child, JobState, Outcome
 from .scheduler import Scheduler

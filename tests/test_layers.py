@@ -20,18 +20,19 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "forks": (set(), set()),
     "serve": (set(), set()),
     "tracing": (set(), set()),
-    "protocol": ({"errors"}, {"msgspec"}),
-    "stderr": ({"protocol"}, set()),
+    "printing": (set(), set()),
+    "lines": ({"printing"}, set()),
+    "protocol": ({"errors", "printing"}, {"msgspec"}),
     "config": ({"errors"}, {"msgspec"}),
     "banner": ({"config"}, set()),
     "records": ({"config", "protocol"}, {"msgspec"}),
     "facts": ({"records"}, set()),
-    "greetings": ({"config", "protocol", "records"}, set()),
+    "greetings": ({"config", "printing", "protocol", "records"}, set()),
     "children": ({"errors", "protocol", "records"}, set()),
     "scheduler": ({"children", "protocol", "records"}, set()),
     "memory": (set(), {"psutil"}),
     "child": ({"errors"}, set()),
-    "live": ({"child", "errors", "protocol", "records", "stderr"}, {"msgspec"}),
+    "live": ({"child", "errors", "lines", "printing", "protocol", "records"}, {"msgspec"}),
     "reports": ({"live", "records"}, set()),
     "supervisor": (
         {
@@ -41,6 +42,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
             "guardian",
             "live",
             "memory",
+            "printing",
             "protocol",
             "records",
             "reports",
@@ -107,6 +109,8 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
 #: Modules that decide: no clock, no process, no thread may come near them.
 PURE = (
     "errors",
+    "printing",
+    "lines",
     "protocol",
     "config",
     "records",
@@ -114,7 +118,6 @@ PURE = (
     "greetings",
     "children",
     "scheduler",
-    "stderr",
 )
 IMPURE = {"asyncio", "multiprocessing", "select", "selectors", "subprocess", "threading", "time"}
 

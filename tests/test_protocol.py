@@ -1,4 +1,4 @@
-"""The wire protocol: framing, replies, requests. Bytes in, values out; no process is started."""
+"""The wire protocol: replies, requests. Bytes in, values out; no process is started."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import enum
 import json
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
-from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
@@ -15,11 +14,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from celery_subproc_pool.errors import ChildTaskError, ProtocolFault, RequestEncodeError
+from celery_subproc_pool.lines import LineBuffer
+from celery_subproc_pool.printing import QUOTED_BYTES, quote
 from celery_subproc_pool.protocol import (
-    QUOTED_BYTES,
     Error,
     Ignore,
-    LineBuffer,
     Ok,
     Reject,
     Reply,
@@ -27,121 +26,12 @@ from celery_subproc_pool.protocol import (
     Throttled,
     decode_reply,
     encode_request,
-    quote,
 )
 
-MAX = 32
 HUNDRED_YEARS = 100 * 365 * 86400
 
 #: How fast the machine is must not matter.
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-# -- framing
-
-#: What arrives, and the lines it completes. Each is fed whole, byte by byte, and with more after.
-FRAMINGS = {
-    "nothing": (b"", []),
-    "one line": (b"one\n", [b"one"]),
-    "two lines at once": (b"one\ntwo\n", [b"one", b"two"]),
-    "an empty line": (b"\n", [b""]),
-    "empty lines between": (b"\n\none\n\n", [b"", b"", b"one", b""]),
-    "the carriage return stays": (b"one\r\n", [b"one\r"]),
-    "other separators do not count": (
-        b"a\x0bb\x0cc\x85\xe2\x80\xa8d\n",
-        [b"a\x0bb\x0cc\x85\xe2\x80\xa8d"],
-    ),
-    "any bytes": (b"\x00\xff\xfe\n\x80\n", [b"\x00\xff\xfe", b"\x80"]),
-    "exactly the maximum": (b"x" * MAX + b"\n", [b"x" * MAX]),
-    "the maximum twice": (b"x" * MAX + b"\n" + b"y" * MAX + b"\n", [b"x" * MAX, b"y" * MAX]),
-}
-
-framings = pytest.mark.parametrize(("data", "lines"), FRAMINGS.values(), ids=FRAMINGS)
-
-
-def one_by_one(data: bytes) -> list[bytes]:
-    return [data[at : at + 1] for at in range(len(data))]
-
-
-def fed(buffer: LineBuffer, pieces: list[bytes]) -> list[bytes]:
-    return [line for piece in pieces for line in buffer.feed(piece)]
-
-
-@framings
-def test_lines_that_come_whole(data: bytes, lines: list[bytes]) -> None:
-    buffer = LineBuffer(MAX)
-    assert buffer.feed(data) == lines
-    assert buffer.overlong is None
-    assert buffer.take_open() == b""
-
-
-@framings
-def test_lines_that_come_byte_by_byte(data: bytes, lines: list[bytes]) -> None:
-    buffer = LineBuffer(MAX)
-    assert fed(buffer, one_by_one(data)) == lines
-    assert buffer.overlong is None
-    assert buffer.take_open() == b""
-
-
-@framings
-def test_lines_with_trailing_data(data: bytes, lines: list[bytes]) -> None:
-    buffer = LineBuffer(MAX)
-    assert buffer.feed(data + b"half") == lines
-    assert buffer.feed(b" a line") == []
-    assert buffer.feed(b"\n") == [b"half a line"]
-
-
-def test_the_open_line_can_be_taken_once() -> None:
-    buffer = LineBuffer(MAX)
-    assert fed(buffer, [b"one\nha", b"lf"]) == [b"one"]
-    assert buffer.has_open
-    assert buffer.take_open() == b"half"
-    assert not buffer.has_open
-    assert buffer.take_open() == b""
-    assert buffer.feed(b"two\n") == [b"two"]
-
-
-#: What arrives, the good lines before the overlong one, and how that one begins.
-OVERLONG = {
-    "one byte too many": (b"x" * (MAX + 1) + b"\n", [], b"x" * (MAX + 1)),
-    "without an end": (b"x" * (MAX + 1), [], b"x" * (MAX + 1)),
-    "after good lines": (
-        b"one\ntwo\n" + b"x" * (MAX + 1) + b"\nthree\n",
-        [b"one", b"two"],
-        b"x" * (MAX + 1),
-    ),
-}
-
-
-@pytest.mark.parametrize(("data", "lines", "start"), OVERLONG.values(), ids=OVERLONG)
-@pytest.mark.parametrize("cut", [lambda data: [data], one_by_one], ids=["whole", "bytes"])
-def test_nothing_is_kept_from_an_overlong_line_on(
-    data: bytes, lines: list[bytes], start: bytes, cut: Any
-) -> None:
-    buffer = LineBuffer(MAX)
-    assert fed(buffer, cut(data)) == lines
-    assert buffer.overlong == start
-    assert buffer.feed(b"more\n") == []
-    assert buffer.overlong == start
-    assert buffer.take_open() == b""
-
-
-def test_only_the_start_of_an_overlong_line_is_kept() -> None:
-    buffer = LineBuffer(MAX)
-    assert buffer.feed(b"y" * 100_000) == []
-    assert buffer.overlong == b"y" * QUOTED_BYTES
-
-
-@unhurried
-@given(data=st.binary(max_size=300), cuts=st.lists(st.integers(0, 300), max_size=20))
-def test_cutting_a_stream_anywhere_gives_the_same_lines(data: bytes, cuts: list[int]) -> None:
-    data = data.replace(b"\x01", b"\n")
-    whole, pieces = LineBuffer(MAX), LineBuffer(MAX)
-    edges = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
-    lines = fed(pieces, [data[start:end] for start, end in pairwise(edges)])
-    assert lines == whole.feed(data)
-    assert (pieces.overlong is None) == (whole.overlong is None)
-    assert pieces.take_open() == whole.take_open()
-
 
 # -- replies
 
@@ -314,13 +204,6 @@ def test_an_unusable_line_is_a_fault_that_quotes_its_start(line: bytes, reason: 
     assert is_one_safe_line(message)
 
 
-def test_a_quotation_is_the_start_only() -> None:
-    assert quote(b"") == "b''"
-    assert quote(b"a\n\x1b\xff") == r"b'a\n\x1b\xff'"
-    assert quote(b"x" * 200) == repr(b"x" * 200)
-    assert quote(b"x" * 200 + b"y") == f"{b'x' * 200!r}... (201 bytes)"
-
-
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
@@ -373,7 +256,7 @@ def test_any_line_is_a_reply_or_a_fault(line: bytes) -> None:
 )
 def test_any_stream_gives_replies_or_faults(chunks: list[bytes]) -> None:
     buffer = LineBuffer(64)
-    for line in fed(buffer, chunks):
+    for line in (line for chunk in chunks for line in buffer.feed(chunk)):
         assert len(line) <= 64
         assert b"\n" not in line
         assert isinstance(reply_or_fault(line), (Reply, ProtocolFault))
