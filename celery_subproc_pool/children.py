@@ -1,7 +1,8 @@
 """Decides what becomes of children, whatever their jobs: spawn, settle, recycle, stop, back off.
 
-Layer: above `records` and `errors`. Must not import a clock, processes or Celery. `scheduler`,
-which has the jobs, is above it, and takes care of a child's job before it gives the child up.
+Layer: above `limits`, `records` and `errors`. Must not import a clock, processes or Celery.
+`scheduler`, which has the jobs, is above it, and takes care of a child's job before it gives the
+child up.
 
 A slot of a group has one child that serves it. When that one is worn (it has done enough jobs, is
 old, big, or asked for it), a successor boots beside it, and takes its place once it has proved
@@ -30,6 +31,7 @@ import signal
 from collections.abc import Callable, Iterator
 
 from .errors import TransitionError
+from .limits import Alarm
 from .protocol import Feature, Ready
 from .records import (
     TRANSITIONS,
@@ -51,7 +53,7 @@ from .records import (
     Started,
 )
 
-__all__ = ("Alarm", "Children")
+__all__ = ("Children",)
 
 #: Seconds that a child without a handshake lives until it has proved that it can start.
 SETTLE = 0.5
@@ -64,21 +66,6 @@ RECYCLED_AT_A_TIME = 0.25
 
 #: What a child can't help.
 _BLAMELESS = (Cause.TIMED_OUT, Cause.TERMINATED)
-
-
-class Alarm:
-    """When something is due next: a lower bound, made exact by whoever goes through all that is."""
-
-    __slots__ = ("deadline",)
-
-    def __init__(self) -> None:
-        #: Nothing is due before this; None: nothing is due at all.
-        self.deadline: float | None = None
-
-    def set(self, deadline: float | None) -> None:
-        """Something is due at `deadline`; None is never."""
-        if deadline is not None and (self.deadline is None or deadline < self.deadline):
-            self.deadline = deadline
 
 
 class Children:

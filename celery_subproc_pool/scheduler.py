@@ -1,6 +1,7 @@
 """Decides what happens to jobs and children; does none of it.
 
-Layer: above `children`, `records` and `protocol`. Must not import a clock, processes or Celery.
+Layer: above `children`, `limits`, `queues` and `crashes`. Must not import a clock, processes or
+Celery.
 
 Events come in as method calls with the time they happened at (seconds on any monotonic clock);
 every method returns the actions to perform, in order. An event only notes what happened. It is
@@ -29,11 +30,13 @@ What becomes of children, and when the next one is spawned, is decided by `child
 from __future__ import annotations
 
 import signal
-from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 
-from .children import Alarm, Children
+from .children import Children
+from .crashes import Crashes
+from .limits import Alarm, Limits
 from .protocol import CancelReason, Feature, Log, Progress, Ready, Reply, Throttled
+from .queues import Queues
 from .records import (
     Accept,
     Action,
@@ -68,9 +71,6 @@ __all__ = ("Scheduler",)
 #: Seconds that a child may take to exit after it closed its stdout.
 EOF_GRACE = 0.5
 
-#: Seconds from one look to the next whether a child has read its first request.
-PROBE_INTERVAL = 0.1
-
 #: Seconds after something was due that show that the engine was not turned.
 LATE = 1.0
 
@@ -80,12 +80,6 @@ HOLD = 5.0
 
 #: How many children may end before they have read a job, until the job is given up.
 MAX_LOSSES = 3
-
-#: Of how many jobs it is remembered that they have cost a child.
-CRASHES_REMEMBERED = 10_000
-
-#: The deadlines of a job that count for a child only once it has booted.
-_LIMITS = ("deadline", "soft_deadline", "silence_deadline")
 
 #: What a child is replaced for, if it does not end a job that it was told to.
 _CAUSES = {
@@ -113,15 +107,14 @@ class Scheduler:
         #: Jobs that are with a child or with their tracer after it.
         self.open_jobs = 0
         self._alarm = Alarm()
+        self._limits = Limits(self._alarm)
         self._children = Children(groups, self._alarm, random)
+        self._queues = Queues(groups)
+        self._crashes = Crashes()
         self._closed = False
         #: Until when no job is handed out.
         self._held_until: float | None = None
         self._jobs_seen = 0
-        #: How many children a job has cost, by its id and retries: the oldest first.
-        self._crashes: OrderedDict[tuple[str, int], int] = OrderedDict()
-        #: Jobs for the worker itself, which have no children to wait for.
-        self._local: deque[Job] = deque()
 
     # -- starting and stopping
 
@@ -138,14 +131,9 @@ class Scheduler:
         """Drop the jobs that were not accepted yet."""
         self._held_until = None
         actions: list[Action] = []
-        for queue in (self._local, *(group.waiting for group in self.groups.values())):
-            dropped = [job for job in queue if not job.accepted]
-            kept = [job for job in queue if job.accepted]
-            queue.clear()
-            queue.extend(kept)
-            for job in dropped:
-                job.state = JobState.CLOSED
-                actions.append(Settle(job, Dropped(), None))
+        for job in self._queues.drop():
+            job.state = JobState.CLOSED
+            actions.append(Settle(job, Dropped(), None))
         return actions
 
     def stop(self, now: float) -> list[Action]:
@@ -188,8 +176,8 @@ class Scheduler:
         self._jobs_seen += 1
         job.number = self._jobs_seen
         job.submitted_at = now
-        job.alone = bool(self._crashes) and (job.task_id, job.retries) in self._crashes
-        self._queue_of(job).append(job)
+        job.alone = self._crashes.suspects(job)
+        self._queues.add(job)
         return []
 
     def provide(self, job: Job, request: bytes, now: float) -> list[Action]:
@@ -206,7 +194,7 @@ class Scheduler:
             return []
         if job.state is JobState.QUEUED:
             # It lost its child before it wanted one, and was waiting for the next.
-            self._queue_of(job).remove(job)
+            self._queues.remove(job)
         else:
             self.open_jobs -= 1
         actions: list[Action] = [Finished(job)]
@@ -304,7 +292,7 @@ class Scheduler:
         if job.state is not JobState.SENT:
             # It was told to end it, and has not yet.
             return []
-        self._hear(job, child, now)
+        self._limits.hear(job, child, now)
         return [Progressed(job, progress.meta or {})]
 
     def logged(self, child: Child, record: Log, now: float) -> list[Action]:
@@ -313,7 +301,7 @@ class Scheduler:
             return self.faulted(child, _unannounced(Feature.LOG), now)
         job = None if record.id is None else self._asked(child, record.id)
         if job is not None:
-            self._hear(job, child, now)
+            self._limits.hear(job, child, now)
         return [Logged(child, job, record)]
 
     @staticmethod
@@ -327,13 +315,6 @@ class Scheduler:
         else:
             job = None
         return None if job is None or job.state is JobState.RESERVED else job
-
-    def _hear(self, job: Job, child: Child, now: float) -> None:
-        """There was a sign of life of `job`, or its request was written."""
-        seconds = child.group.settings.inactivity_timeout
-        if seconds is not None and job.state is JobState.SENT:
-            job.silence_deadline = now + seconds
-            self._alarm.set(job.silence_deadline)
 
     def measured(self, child: Child, memory: int, now: float) -> list[Action]:
         """`child`, with all that it has started, takes `memory` bytes."""
@@ -362,20 +343,15 @@ class Scheduler:
             if now < child.spawned_at + seconds:
                 return []
             # What it took to boot is not the job's: not there, and not with the next child.
-            self._set_limits(job, child, now)
+            self._limits.start(job, child, now)
             # Its exit tells whether it has read the job after all; if not, another child has it.
             reason = f"it did not read its first request within {seconds:g} s (start_timeout)"
             return self._replace(child, Cause.NOT_STARTED, reason, now)
         child.has_read = True
         if child.still_boots:
-            self._set_limits(job, child, now)
+            self._limits.start(job, child, now)
         else:
-            # It has had the time. What was put off for the look is due now.
-            for limit in _LIMITS:
-                deadline = getattr(job, limit)
-                if deadline is not None and deadline <= now + PROBE_INTERVAL:
-                    setattr(job, limit, now)
-            self._alarm.set(now)
+            self._limits.recall(job, now)
         return []
 
     def written(self, child: Child, job: Job, offset: int, now: float) -> list[Action]:
@@ -391,7 +367,7 @@ class Scheduler:
         job.begun_at = now
         job.offset = offset
         self._children.begins(child)
-        self._hear(job, child, now)
+        self._limits.hear(job, child, now)
         return []
 
     def unwritten(self, child: Child, reason: str, now: float) -> list[Action]:
@@ -447,7 +423,8 @@ class Scheduler:
         ends: list[Action] = []
         for job in child.jobs.values():
             if job.state in (JobState.RESERVED, JobState.SENT):
-                lost = Lost(status, seen_before, killed, self._crashed(job, child))
+                crashes = 0 if self._children.stopping else self._crashes.count(job, child)
+                lost = Lost(status, seen_before, killed, crashes)
                 ends += self._settle(job, lost)
         child.jobs.clear()
         child.deadline = None
@@ -462,27 +439,6 @@ class Scheduler:
                 del child.jobs[job.task_id]
                 actions += self._requeue(job)
         return actions
-
-    def _crashed(self, job: Job, child: Child) -> int:
-        """Count that `job` has cost `child`.
-
-        Of several, nobody knows which one it was: they are suspected, and if they come again, each
-        has a child for itself, so that a message which kills is found out.
-
-        Returns:
-            How many it has cost, if that is as many as it may; otherwise 0.
-        """
-        most = child.group.settings.max_crashes
-        if most is None or self._children.stopping:
-            return 0
-        key = (job.task_id, job.retries)
-        crashes = self._crashes.pop(key, 0) + (len(child.jobs) == 1)
-        if crashes >= most:
-            return crashes
-        self._crashes[key] = crashes
-        if len(self._crashes) > CRASHES_REMEMBERED:
-            self._crashes.popitem(last=False)
-        return 0
 
     def restart(self, groups: Iterable[Group], now: float) -> list[Action]:
         """Replace all children of `groups` by fresh ones, few at a time: no job notices."""
@@ -513,13 +469,12 @@ class Scheduler:
                     actions += self._tick_job(child, job, now)
             actions += self._children.tick(child, now)
         actions += self._children.refill_all(now)
-        for group in self.groups.values():
-            for job in [job for job in group.waiting if job.accepted]:
-                # It lost its child, but not its limit.
-                if job.deadline is not None and now >= job.deadline:
-                    actions += self._settle(job, TimedOut(job.timeout or 0.0))
-                else:
-                    self._alarm.set(job.deadline)
+        for job in self._queues.accepted():
+            # It lost its child, but not its limit.
+            if job.deadline is not None and now >= job.deadline:
+                actions += self._settle(job, TimedOut(job.timeout or 0.0))
+            else:
+                self._alarm.set(job.deadline)
         return actions
 
     def _excuse_silence(self, now: float) -> None:
@@ -528,21 +483,21 @@ class Scheduler:
         for child in self._children:
             for job in child.jobs.values():
                 if job.silence_deadline is not None:
-                    self._hear(job, child, now)
+                    self._limits.hear(job, child, now)
 
     def _tick_job(self, child: Child, job: Job, now: float) -> list[Action]:
         actions: list[Action] = []
         if job.kill_at is not None and now >= job.kill_at:
             return self._give_up(child, job, now)
-        if job.state is JobState.SENT and not child.has_read and self._put_off(job, now):
+        if job.state is JobState.SENT and not child.has_read and self._limits.put_off(job, now):
             return [Probe(child)]
-        over = _hard_limit_over(child, job, now)
+        over = self._limits.hard_one_over(job, child, now)
         if over is not None:
             return self._time_out(child, job, over, now)
         if job.soft_deadline is not None and now >= job.soft_deadline:
             job.soft_deadline = None
             actions += self._time_out_softly(child, job, now)
-        self._set_alarm(job)
+        self._limits.watch(job)
         return actions
 
     def _time_out(self, child: Child, job: Job, over: TimedOut, now: float) -> list[Action]:
@@ -568,30 +523,6 @@ class Scheduler:
             return [*cancel, SoftTimeout(job, child, None)]
         name = child.group.settings.soft_timeout_signal
         return [SoftTimeout(job, child, signal.Signals[name] if name and sent else None)]
-
-    def _put_off(self, job: Job, now: float) -> bool:
-        """Put the limits of `job` that are due off until its child was looked at."""
-        due = False
-        for limit in _LIMITS:
-            deadline = getattr(job, limit)
-            if deadline is not None and now >= deadline:
-                setattr(job, limit, now + PROBE_INTERVAL)
-                due = True
-        self._set_alarm(job)
-        return due
-
-    def _set_limits(self, job: Job, child: Child, now: float) -> None:
-        """Let the time limits of `job`, which is with `child`, count from `now`."""
-        job.deadline = None if job.timeout is None else now + job.timeout
-        job.soft_deadline = None if job.soft_timeout is None else now + job.soft_timeout
-        self._hear(job, child, now)
-        self._set_alarm(job)
-
-    def _set_alarm(self, job: Job) -> None:
-        self._alarm.set(job.deadline)
-        self._alarm.set(job.soft_deadline)
-        self._alarm.set(job.silence_deadline)
-        self._alarm.set(job.kill_at)
 
     # -- ending one job of a child, and not the others
 
@@ -656,39 +587,24 @@ class Scheduler:
         """
         actions = self._children.renew(now)
         while self.open_jobs < self.limit and self._held_until is None:
-            pair = self._next_pair()
+            pair = self._queues.next_pair()
             if pair is None:
                 break
             actions += self._reserve(*pair, now)
         return actions
 
-    def _next_pair(self) -> tuple[Job, Child | None] | None:
-        """Return the job that has waited longest, of those that a child can have, and the child;
-        None for a job of the worker itself."""
-        best: tuple[Job, Child | None] | None = (self._local[0], None) if self._local else None
-        for group in self.groups.values():
-            if group.waiting and group.available:
-                pair = _pair(group)
-                if pair is not None and (best is None or pair[0].number < best[0].number):
-                    best = pair
-        return best
-
     def _reserve(self, job: Job, child: Child | None, now: float) -> list[Action]:
         actions: list[Action] = []
-        queue = self._queue_of(job)
-        if queue[0] is job:
-            queue.popleft()
-        else:
-            queue.remove(job)
+        self._queues.remove(job)
         self.open_jobs += 1
         job.state = JobState.RESERVED
         if child is not None:
             self._children.reserve(child, job)
             child.group.waits.append(now - job.submitted_at)
             if job.accepted:
-                self._set_alarm(job)
+                self._limits.watch(job)
             else:
-                self._set_limits(job, child, now)
+                self._limits.start(job, child, now)
         if not job.accepted:
             job.accepted = True
             actions.append(Accept(job, child, now))
@@ -698,8 +614,7 @@ class Scheduler:
 
     def _answer(self, job: Job, outcome: Outcome, child: Child) -> Settle:
         """Give `outcome` to the tracer of `job`, which brings the job to its end."""
-        if self._crashes:
-            self._crashes.pop((job.task_id, job.retries), None)
+        self._crashes.clear(job)
         self._close(job)
         if job.traced_here:
             job.state = JobState.ANSWERED
@@ -719,7 +634,7 @@ class Scheduler:
         """
         child = job.child
         if job.state is JobState.QUEUED:
-            self._queue_of(job).remove(job)
+            self._queues.remove(job)
         else:
             self.open_jobs -= 1
         self._close(job)
@@ -738,9 +653,7 @@ class Scheduler:
         job.state = JobState.QUEUED
         job.child = job.silence_deadline = job.kill_at = job.cancelled = None
         self._alarm.set(job.deadline)
-        # In order of arrival, also among others that lost their children.
-        queue = self._queue_of(job)
-        queue.insert(sum(other.number < job.number for other in queue), job)
+        self._queues.put_back(job)
         return []
 
     def _replace(self, child: Child, cause: Cause, reason: str, now: float) -> list[Action]:
@@ -764,9 +677,6 @@ class Scheduler:
 
     # -- small things
 
-    def _queue_of(self, job: Job) -> deque[Job]:
-        return self._local if job.group is None else self.groups[job.group].waiting
-
     @property
     def booting(self) -> bool:
         """Whether a slot's first child has still to prove itself, or to be gone after it failed."""
@@ -775,50 +685,7 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         """Whether no job is accepted or waits for a child."""
-        return not self.open_jobs and not any(
-            (self._local, *(group.waiting for group in self.groups.values()))
-        )
-
-
-def _pair(group: Group) -> tuple[Job, Child] | None:
-    """Return the first job that waits in `group` and the child that is to have it.
-
-    No child has two jobs of one id at a time (a message may be delivered again while its job goes
-    on): nobody could tell their replies apart. One that is to be alone has a child without another
-    job, or those behind it wait too: there would never be such a child.
-    """
-    for job in group.waiting:
-        for child in reversed(group.available):
-            if _may_have(child, job):
-                return job, child
-        if job.alone:
-            break
-    return None
-
-
-def _may_have(child: Child, job: Job) -> bool:
-    if job.task_id in child.jobs or (job.alone and child.jobs):
-        return False
-    return _knows(child, job.task_name)
-
-
-def _knows(child: Child, task_name: str) -> bool:
-    """Return whether `child` does the task as well as others of its group: a task that only others
-    have announced, which may be of a newer program, is theirs."""
-    return (
-        not child.group.announces
-        or task_name in child.tasks
-        or not any(task_name in other.tasks for other in child.group.children.values())
-    )
-
-
-def _hard_limit_over(child: Child, job: Job, now: float) -> TimedOut | None:
-    if job.deadline is not None and now >= job.deadline:
-        return TimedOut(job.timeout or 0.0)
-    seconds = child.group.settings.inactivity_timeout
-    if job.silence_deadline is not None and now >= job.silence_deadline:
-        return TimedOut(seconds or 0.0, silent=True)
-    return None
+        return not self.open_jobs and not self._queues
 
 
 def _astray(child: Child, message: Reply | Progress, kind: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from celery_subproc_pool.children import SETTLE
+from celery_subproc_pool.crashes import CRASHES_REMEMBERED
 from celery_subproc_pool.protocol import Ok
 from celery_subproc_pool.records import (
     Accept,
@@ -31,7 +32,6 @@ from celery_subproc_pool.records import (
     Settle,
     Spawn,
 )
-from celery_subproc_pool.scheduler import CRASHES_REMEMBERED
 
 from .test_scheduler import READ_ALL, READY, World, child_of, kills, kind, new_child, reports
 
@@ -459,11 +459,12 @@ def test_only_so_many_are_remembered() -> None:
     world = World(a=kind(max_crashes=2))
     crash(world, "first")
     crash(world, "second")
-    scheduler: Any = world.scheduler
+    crashes = world.scheduler._crashes
+    [child] = world.children()
     for number in range(CRASHES_REMEMBERED - 2):
-        scheduler._crashes[str(number), 0] = 1
+        crashes.count(Job(str(number), "it", "a"), child)
     crash(world, "last")
-    assert len(scheduler._crashes) == CRASHES_REMEMBERED
+    assert len(crashes) == CRASHES_REMEMBERED
     assert [crash(world, name).crashes for name in ("second", "first")] == [2, 0]
 
 

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from celery_subproc_pool import protocol, records
-from celery_subproc_pool.children import Alarm, Children
+from celery_subproc_pool.children import Children
 from celery_subproc_pool.config import ChildSettings
 from celery_subproc_pool.greetings import complaints
+from celery_subproc_pool.limits import Alarm
 from celery_subproc_pool.protocol import CancelReason
 
 from .conftest import CHILDREN
