@@ -1,8 +1,8 @@
 """The engine: owns every child process, and performs what the scheduler decides.
 
-Layer: above `scheduler`, `live` and `guardian`. Must not import Celery; it reports through a
-`Listener`. One thread turns it: the one that runs the worker's event loop, to which the engine
-is a single descriptor (`fileno`) and a timer (`on_deadline`), or a thread of its own.
+Layer: above `scheduler`, `live`, `guardian` and `wakeup`. Must not import Celery; it reports
+through a `Listener`. One thread turns it: the one that runs the worker's event loop, to which the
+engine is a single descriptor (`fileno`) and a timer (`on_deadline`), or a thread of its own.
 
     other threads ---- post ---> inbox --+
                                          v
@@ -46,6 +46,7 @@ from .protocol import (
 )
 from .records import Action, Change, Child, JobState, Outcome
 from .scheduler import Scheduler
+from .wakeup import Wakeup
 
 __all__ = ("Listener", "Supervisor")
 
@@ -117,12 +118,8 @@ class Supervisor:
         self._polled: set[LiveChild] = set()
         # epoll or kqueue, which are descriptors themselves: all systems that this runs on have one.
         self._selector: Any = selectors.DefaultSelector()
-        # Re-entrant: a signal handler may post while its thread is posting.
-        self._wake_lock = threading.RLock()
-        self._wake_pending = False
-        self._wake_writer: int | None
-        self._wake_reader, self._wake_writer = os.pipe()
-        self._selector.register(self._wake_reader, _READ, self._on_wake)
+        self._wakeup = Wakeup()
+        self._selector.register(self._wakeup, _READ, self._on_wake)
         self._inbox: deque[tuple[Callable[..., list[Action]], tuple[Any, ...]]] = deque()
         self._actions: deque[Action] = deque()
         self._callbacks: deque[Callable[[], None]] = deque()
@@ -198,7 +195,7 @@ class Supervisor:
     def _look(self) -> None:
         """Have the engine look at what was brought to it."""
         if threading.get_ident() != self._owner:
-            self._wake()
+            self.wake()
         elif not self._turning:
             self._settle_down()
 
@@ -253,8 +250,9 @@ class Supervisor:
         return self._turning
 
     def wake(self) -> None:
-        """Make a `turn` that waits return, from any thread."""
-        self._wake()
+        """Make a `turn` that waits return, from any thread; a tracer may be slower than the
+        worker's end, when there is none."""
+        self._wakeup.wake()
 
     def wait_time(self, longest: float) -> float:
         """Return for how many seconds `turn` may wait: at most `longest`."""
@@ -292,7 +290,9 @@ class Supervisor:
     def close(self) -> None:
         """Give back all resources, once no child is left."""
         self.kill_all()
-        self._close()
+        self._closed = True
+        self._selector.close()
+        self._wakeup.close()
 
     def disown(self) -> None:
         """In a forked copy of this process: close what is open, and touch no child."""
@@ -307,18 +307,9 @@ class Supervisor:
         if self._guardian_fd is not None:
             os.close(self._guardian_fd)
             self._guardian_fd = None
-        # Its lock may have been taken when the copy was made.
-        self._wake_lock = threading.RLock()
-        self._close()
-
-    def _close(self) -> None:
         self._closed = True
         self._selector.close()
-        os.close(self._wake_reader)
-        with self._wake_lock:
-            if self._wake_writer is not None:
-                os.close(self._wake_writer)
-            self._wake_writer = None
+        self._wakeup.disown()
 
     # -- the turn
 
@@ -388,20 +379,8 @@ class Supervisor:
             return soon if deadline is None else min(soon, deadline)
         return deadline
 
-    def _wake(self) -> None:
-        with self._wake_lock:
-            # One wake-up is enough for all that is in the inbox. None: the engine is closed, and
-            # this a tracer that was slower than the worker's end.
-            if self._wake_pending or self._wake_writer is None:
-                return
-            self._wake_pending = True
-            os.write(self._wake_writer, b"\0")
-
     def _on_wake(self, mask: int) -> None:
-        # Before the inbox is looked at: what is posted from now on wakes again.
-        with self._wake_lock:
-            self._wake_pending = False
-            os.read(self._wake_reader, 1)
+        self._wakeup.clear()
 
     # -- actions
 
