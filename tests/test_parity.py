@@ -22,6 +22,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,7 +140,10 @@ def children_of(place: Workplace) -> Counter[str]:
 @contextmanager
 def working(place: Workplace, *words: str, **environ: str) -> Iterator[Worker]:
     """A worker of its own for one test."""
+    ping = partial(place.app.control.ping, [place.project.node], timeout=1.0, limit=1)
     with closing(place), place.project.worker(*POOL, *words, **environ) as worker:
+        # On Redis, it says that it is ready a moment before it listens.
+        wait_for(ping, "the worker to listen")
         yield worker
 
 
