@@ -121,14 +121,16 @@ def may_be_observed(app: Celery, task: Task) -> bool:
 
 def deserialized_body(callback: Callable[..., Any]) -> Any:
     """Return the body of a message as Celery has deserialized it when it came; None if it is not
-    known.
+    known, or somebody may have changed it since: the tracer would read the message anew.
 
     Arguments:
         callback: one of those that `apply_async` was given: a method of Celery's `Request` (5.3 to
             5.7), which has looked at the arguments.
     """
     request = _request_of(callback)
-    return None if request is None else request.message.payload
+    if request is None or signals.task_received.receivers:
+        return None
+    return request.message.payload
 
 
 def _request_of(callback: Callable[..., Any]) -> Any:

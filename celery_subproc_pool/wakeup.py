@@ -44,11 +44,12 @@ class Wakeup:
 
     def close(self) -> None:
         """Give the pipe back."""
-        os.close(self._reader)
         with self._lock:
             if self._writer is not None:
                 os.close(self._writer)
             self._writer = None
+        # After the other: who wakes meanwhile must find nothing to write to, or a reader.
+        os.close(self._reader)
 
     def disown(self) -> None:
         """In a forked copy of this process: close the copy's pipe."""

@@ -24,9 +24,12 @@ from celery.app.trace import (
     setup_worker_optimizations,
 )
 from celery.loaders.app import AppLoader
+from celery.worker.request import Request
+from kombu.message import Message
 from kombu.serialization import dumps
 
 from celery_subproc_pool import SubprocTask
+from celery_subproc_pool.compat import deserialized_body
 from celery_subproc_pool.tasks import payload
 from celery_subproc_pool.untraced import Untraced
 
@@ -132,6 +135,29 @@ def test_a_body_that_was_deserialized_before_is_not_again() -> None:
     assert shortcut is not None
     sent = json.loads(shortcut.line)["payload"]
     assert (sent["args"], sent["kwargs"]) == ([1], {"a": 2})
+
+
+def test_a_body_that_a_receiver_may_have_changed_is_read_anew() -> None:
+    app = app_with()
+    _, _, headers, text, content_type, encoding = arguments(app, 1)
+    message = Message(
+        body=text,
+        content_type=content_type,
+        content_encoding=encoding,
+        headers=headers,
+        accept={content_type},
+    )
+    request = Request(message, app=app, hostname="me@here", task=app.tasks["it"])
+    assert deserialized_body(request.on_failure)[0] == [1]
+
+    def receiver(request: Any = None, **_: Any) -> None:
+        request.message.payload[1]["more"] = 1
+
+    signals.task_received.connect(receiver, weak=False)
+    try:
+        assert deserialized_body(request.on_failure) is None
+    finally:
+        signals.task_received.disconnect(receiver)
 
 
 @pytest.mark.parametrize("what", ["callbacks", "chain", "chord"])
@@ -252,7 +278,10 @@ def test_what_cannot_be_read_is_for_the_tracer_to_say() -> None:
     found = untraced(app)
     pickled = (name, task_id, headers, b"...", "application/x-python-serialize", encoding)
     assert found.shortcut(pickled, False) is None
-    for body in (((object(),), {}, {}), (5, {}, {}), ({"a": 1}, {}, {}), ([], ["a"], {})):
+    bodies: list[Any] = [((object(),), {}, {}), (5, {}, {}), ({"a": 1}, {}, {}), ([], ["a"], {})]
+    # With these keywords, it can't call the task.
+    bodies += [([], {"self": 1}, {}), ([], {3: 4}, {})]
+    for body in bodies:
         assert found.shortcut((name, task_id, headers, body, None, None), False) is None
 
 
@@ -287,6 +316,7 @@ def test_the_log_record_is_the_tracers(caplog: pytest.LogCaptureFixture) -> None
 CODE = """
 from celery import signals
 from celery_subproc_pool import SubprocTask
+from celery_subproc_pool.compat import deserialized_body
 def note(signal):
     def receive(sender=None, request=None, **kwargs):
         with open({path!r}, "a") as file:
