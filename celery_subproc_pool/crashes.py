@@ -24,10 +24,6 @@ class Crashes:
         #: By the jobs' ids and retries: the oldest first.
         self._counts: OrderedDict[tuple[str, int], int] = OrderedDict()
 
-    def __len__(self) -> int:
-        """Of how many jobs something is remembered."""
-        return len(self._counts)
-
     def suspects(self, job: Job) -> bool:
         """Return whether `job` may have cost a child its life."""
         return bool(self._counts) and (job.task_id, job.retries) in self._counts

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -61,6 +62,7 @@ class LiveChild:
         "_stderr",
         "child",
         "gone",
+        "named",
         "pid",
         "process",
         "ready",
@@ -72,7 +74,9 @@ class LiveChild:
         self.process = process
         #: Whom to signal: under a wrapper, another than was started. None: out of our sight.
         self.pid: int | None = process.pid
-        #: Whether it has said so, after a handshake.
+        #: Whether it has said itself which process that is.
+        self.named = False
+        #: Whether it has said that it is ready, after a handshake.
         self.ready = False
         #: Whether its stdin is registered with the selector, for the rest of a request.
         self.writing = False
@@ -109,6 +113,13 @@ class LiveChild:
     def has_open_line(self) -> bool:
         """Whether it has begun a line and not ended it."""
         return self._lines.has_open
+
+    def kill(self, signum: int) -> None:
+        """Send `signum`: SIGKILL to its whole group, any other to the process that it has named,
+        which ends what it has started itself; to the group if it has named none."""
+        named = self.pid if self.named else None
+        if signum == signal.SIGKILL or named is None or not self.process.signal(named, signum):
+            self.process.kill(signum)
 
     def take_open_line(self) -> bytes:
         """Return what has come of a line that it has not ended, and forget it."""

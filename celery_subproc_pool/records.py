@@ -600,7 +600,7 @@ class Measure(msgspec.Struct, frozen=True):
 
 
 class Kill(msgspec.Struct, frozen=True):
-    """Send `signum` to the process group of `child`."""
+    """Send `signum` to `child`: SIGKILL to all that it has started, too."""
 
     child: Child
     signum: int

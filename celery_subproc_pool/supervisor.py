@@ -559,7 +559,7 @@ class Supervisor:
     def _kill(self, action: records.Kill) -> None:
         live = self._live.get(action.child.number)
         if live is not None:
-            live.process.kill(action.signum)
+            live.kill(action.signum)
 
     def _close_stdin(self, action: records.CloseStdin) -> None:
         live = self._live.get(action.child.number)
@@ -641,6 +641,7 @@ class Supervisor:
         live.ready = True
         if message.pid is not None:
             live.pid = live.process.member(message.pid)
+            live.named = live.pid is not None
         return scheduler.ready(child, message, live.pid, now)
 
     def _on_stderr(self, live: LiveChild) -> None:

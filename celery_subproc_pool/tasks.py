@@ -53,13 +53,6 @@ class Exchange(Protocol):
         """Within this context, a state of the job that is not its last may be stored."""
 
 
-class Fields(Protocol):
-    """The fields of a request: Celery's `Context`, or a mapping."""
-
-    def get(self, key: str, default: Any = None, /) -> Any:
-        """Return the field `key`."""
-
-
 class SubprocTask(Task):
     """A task whose work is done by an external child; the body of its function never runs.
 
@@ -138,7 +131,7 @@ def run_in_child(
     if track_started:
         _store(task, job, STARTED, {"pid": job.pid, "hostname": task.request.hostname})
     request = task.request
-    message = payload(task.name, request, request.headers or {}, args, kwargs)
+    message = payload(task.name, vars(request), request.headers or {}, args, kwargs)
     line = encode_request(job.task_id, message)
     reply = job.exchange(line, partial(_store_progress, task, job))
     over = job.soft_timeout if job.cancelled is CancelReason.SOFT_TIME_LIMIT else None
@@ -167,7 +160,7 @@ def _store_progress(task: Task, job: Exchange, meta: dict[str, Any]) -> None:
 
 def payload(
     name: str,
-    request: Fields,
+    request: Mapping[str, Any],
     headers: Mapping[str, Any],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
@@ -176,7 +169,7 @@ def payload(
 
     Arguments:
         name: the name of the task.
-        request: the request.
+        request: the fields of the request.
         headers: those of it that are none of Celery's.
         args, kwargs: the task's own.
     """

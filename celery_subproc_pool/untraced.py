@@ -97,7 +97,7 @@ class Untraced:
             args, kwargs, embed = body
             if not isinstance(args, (list, tuple)) or not isinstance(kwargs, dict):
                 return None
-            if "self" in kwargs or not all(isinstance(key, str) for key in kwargs):
+            if kwargs and ("self" in kwargs or not all(isinstance(key, str) for key in kwargs)):
                 # The tracer can't call a task with these: it fails the job.
                 return None
             request = {

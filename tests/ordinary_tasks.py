@@ -306,6 +306,19 @@ def processes(method: str) -> list[int]:
         return pool.map(double, [1, 2]) + list(executor.map(double, [3, 4]))
 
 
+@shared_task(name="half_idle")
+def half_idle(method: str, begun: str, ended: str) -> None:
+    """Have a process wait for ever and another for something to do; tell of the end."""
+    try:
+        with multiprocessing.get_context(method).Pool(2) as pool:
+            pool.map(double, range(2))
+            pool.apply_async(wait_for_file, ("/nowhere",))
+            Path(begun).touch()
+            wait_for_file("/nowhere")
+    finally:
+        Path(ended).touch()
+
+
 @shared_task(name="forking")
 def forking() -> int:
     """Fork, and let the copy go on where the task returns."""

@@ -371,6 +371,19 @@ def test_multiprocessing_in_a_task(it: Running, method: str) -> None:
 
 
 @ours
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_revoke_lets_multiprocessing_end_its_processes(
+    it: Running, tmp_path: Path, method: str
+) -> None:
+    begun, ended = tmp_path / "begun", tmp_path / "ended"
+    result = it.send("half_idle", method, str(begun), str(ended))
+    wait_for(begun.exists, "the processes")
+    # Were they signalled too, the one with nothing to do would die with the lock of the queue.
+    result.revoke(terminate=True)
+    wait_for(ended.exists, "the end of the task")
+
+
+@ours
 def test_a_copy_that_a_task_forks_ends_on_sigterm_as_any_process(it: Running) -> None:
     # `multiprocessing` waits for it.
     assert it.get("end_copy", False) == -signal.SIGTERM

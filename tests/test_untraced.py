@@ -103,7 +103,14 @@ def test_the_request_is_the_one_that_a_trace_would_make() -> None:
 
 @pytest.mark.parametrize(
     "headers",
-    [None, {}, {"tenant": "acme"}, {"subproc_throttles": 3}, {"headers": {"of": "one's own"}}],
+    [
+        None,
+        {},
+        {"tenant": "acme"},
+        {"subproc_throttles": 3},
+        {"headers": {"of": "one's own"}},
+        {"get": "a name of a `Context`'s method"},
+    ],
 )
 def test_a_requests_own_headers_are_those_of_its_context(headers: dict[str, Any] | None) -> None:
     app = app_with()
@@ -113,7 +120,7 @@ def test_a_requests_own_headers_are_those_of_its_context(headers: dict[str, Any]
     assert shortcut is not None
     context = Context(given[2], args=[1], kwargs={})
     assert shortcut.context.headers == context.headers
-    expected = payload("it", context, context.headers or {}, [1], {})
+    expected = payload("it", vars(context), context.headers or {}, [1], {})
     assert json.loads(shortcut.line)["payload"] == json.loads(json.dumps(expected))
 
 
