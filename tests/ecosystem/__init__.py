@@ -1,0 +1,1 @@
+"""Public packages, unmodified, each by the scenario of its own documentation."""
