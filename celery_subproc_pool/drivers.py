@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from celery.platforms import EX_FAILURE
-from celery.utils.log import get_logger
 from celery.worker import state
 
 from .compat import run_queued_acks
@@ -21,8 +19,6 @@ from .errors import SpawnError
 from .supervisor import Supervisor
 
 __all__ = ("HubDriver", "ThreadDriver", "wait_for_children")
-
-logger = get_logger(__name__)
 
 #: Seconds between looks whether the worker is to stop while its children boot.
 BOOT_INTERVAL = 0.5
@@ -100,7 +96,7 @@ class HubDriver:
         while unfinished():
             self._turn()
         supervisor.post(supervisor.scheduler.stop)
-        while supervisor.processes:
+        while supervisor.processes and not supervisor.failed:
             self._turn()
 
     def halt(self) -> None:
@@ -161,19 +157,15 @@ class ThreadDriver:
 
     def _run(self) -> None:
         supervisor = self._supervisor
-        try:
-            while not self._ending:
-                supervisor.turn(supervisor.wait_time(THREAD_INTERVAL))
-            if self._unfinished is not None:
-                self._drain(self._unfinished)
-        except Exception:
-            logger.critical("The pool's engine failed; the worker shuts down", exc_info=True)
-            state.should_terminate = EX_FAILURE
+        while not self._ending and not supervisor.failed:
+            supervisor.turn(supervisor.wait_time(THREAD_INTERVAL))
+        if self._unfinished is not None:
+            self._drain(self._unfinished)
 
     def _drain(self, unfinished: Callable[[], object]) -> None:
         supervisor = self._supervisor
         while unfinished():
             supervisor.turn(supervisor.wait_time(DRAIN_INTERVAL))
         supervisor.post(supervisor.scheduler.stop)
-        while supervisor.processes:
+        while supervisor.processes and not supervisor.failed:
             supervisor.turn(supervisor.wait_time(DRAIN_INTERVAL))

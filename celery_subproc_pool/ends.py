@@ -11,13 +11,14 @@ from celery import Celery
 from celery.utils.log import get_logger
 
 from . import messages, outcome, protocol
-from .compat import reject, report_hard_timeout, store_revoked_again
+from .compat import acknowledge_early, reject, report_hard_timeout, store_revoked_again
 from .errors import PoisonousTaskError
+from .intake import ODD_VALUE_ERRORS
 from .jobs import PoolJob
 from .live import ChildFacts
 from .records import Answered, Faulted, Lost, Outcome, SoftTimedOut, Terminated, TimedOut
 
-__all__ = ("for_tracer", "report")
+__all__ = ("acceptance_failed", "end_failed", "for_tracer", "report")
 
 logger = get_logger(__name__)
 
@@ -71,6 +72,23 @@ def report(app: Celery, job: PoolJob, result: Outcome, facts: ChildFacts | None)
         callbacks.error_callback(outcome.exception_info(error))
         if isinstance(result, Terminated) and job.stored_before:
             store_revoked_again(job)
+
+
+def acceptance_failed(job: PoolJob) -> None:
+    """Celery raised when it was told that `job` is accepted. A child has it all the same."""
+    logger.exception("Celery failed when it was told that %s has begun; it goes on", job.title)
+    # Otherwise the message would keep its place among those that may be in flight, for good.
+    acknowledge_early(job)
+
+
+def end_failed(job: PoolJob, error: Exception) -> None:
+    """Celery raised `error` when it was told how `job` ended."""
+    logger.error(
+        "Celery failed when it was told how %s ended: %r", job.title, error, exc_info=error
+    )
+    if isinstance(error, ODD_VALUE_ERRORS):
+        # It would fail in the same way each time that the broker delivers it.
+        reject(job)
 
 
 def _report_traced(app: Celery, job: PoolJob, reply: protocol.Traced) -> None:

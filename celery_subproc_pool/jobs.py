@@ -56,12 +56,12 @@ class PoolJob(Job):
 
     Arguments:
         owner: takes its wishes to the engine.
-        group: the name of the group of children that takes it; None is the worker itself.
         target: Celery's tracer.
         arguments: the tracer's: the task's name, its id, and the rest of the message.
         callbacks: Celery's.
-        traced_here: whether a thread of the worker runs the tracer from the start; otherwise the
-            child does, or one does in the end, if need be.
+
+    Its group, its limits and who traces it are found out later: that may fail, and then there must
+    be a job that fails.
     """
 
     __slots__ = (
@@ -84,18 +84,17 @@ class PoolJob(Job):
     def __init__(
         self,
         owner: Owner,
-        group: str | None,
         target: Callable[..., Any],
         arguments: Sequence[Any],
         callbacks: Callbacks,
-        traced_here: bool,
     ) -> None:
+        retries = arguments[2].get("retries")
         super().__init__(
             task_id=arguments[1],
             task_name=arguments[0],
-            group=group,
-            traced_here=traced_here,
-            retries=arguments[2].get("retries") or 0,
+            group=None,
+            # Other producers than Celery send null, or leave it out.
+            retries=retries if type(retries) is int else 0,
         )
         self.arguments = arguments
         self.callbacks = callbacks

@@ -10,7 +10,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,7 @@ from .compat import deserialized_body, is_cancelled
 from .drivers import HubDriver, ThreadDriver, wait_for_children
 from .errors import ConfigError, SpawnError
 from .events import ChildEvents
+from .intake import guard_consumer, seconds
 from .jobs import Callbacks, PoolJob
 from .live import ChildFacts
 from .protocol import CancelReason
@@ -69,6 +70,9 @@ class Pool(BasePool, control.Controlled):
         try:
             self._settings = config.load(self.app.conf.get(config.ROOT))
             self._routes = Routes(self.app, self._settings)
+            #: The worker's limits, in seconds.
+            self._timeout = self._option_in_seconds("timeout", "task_time_limit")
+            self._soft_timeout = self._option_in_seconds("soft_timeout", "task_soft_time_limit")
         except ConfigError as exc:
             if click.get_current_context(silent=True) is not None:
                 raise click.ClickException(str(exc)) from None
@@ -97,6 +101,12 @@ class Pool(BasePool, control.Controlled):
         #: Celery's, once the worker is ready.
         self._consumer: Any = None
         celery_signals.worker_ready.connect(self._on_worker_ready)
+
+    def _option_in_seconds(self, option: str, setting: str) -> float | None:
+        try:
+            return seconds(self.options.get(option), setting)
+        except ValueError as exc:
+            raise ConfigError(str(exc)) from None
 
     # -- life
 
@@ -128,6 +138,7 @@ class Pool(BasePool, control.Controlled):
             logger.critical("The pool can't start: %s", exc)
             raise WorkerShutdown(EX_FAILURE) from None
         self._supervisor = supervisor
+        guard_consumer(self.app)
         threaded = self.options.get("threads", True)
         self._driver = ThreadDriver(supervisor) if threaded else HubDriver(supervisor)
         self._driver.start()
@@ -183,7 +194,8 @@ class Pool(BasePool, control.Controlled):
         if supervisor is None or driver is None:
             return
         self.on_close()
-        driver.drain(self._has_unfinished_jobs)
+        if not supervisor.failed:
+            driver.drain(self._has_unfinished_jobs)
         if not supervisor.turning:
             self._end()
 
@@ -203,6 +215,8 @@ class Pool(BasePool, control.Controlled):
         In a cold one, which may also come in the midst of a warm one, all jobs were cancelled:
         what is left are results that are being stored, maybe in a backend that hangs.
         """
+        if self._has_failed:
+            return False
         if state.should_terminate and self._patience is None:
             self._patience = time.monotonic() + STORE_GRACE
         return bool(self._jobs) and (self._patience is None or time.monotonic() < self._patience)
@@ -256,46 +270,51 @@ class Pool(BasePool, control.Controlled):
         if waitforslot:
             self._wait_for_slot()
         supervisor = self._supervisor
-        if self._state != self.RUN or supervisor is None:
+        if self._state != self.RUN or supervisor is None or supervisor.failed:
             return None
-        name, task_id = args[0], args[1]
-        group = self._routes.find(name, config.PYTHON in supervisor.scheduler.groups)
         callbacks = Callbacks(accept_callback, callback, error_callback, timeout_callback)
-        python = group == config.PYTHON
-        shortcut = None
-        if not python and group is not None:
-            tells_progress = supervisor.scheduler.groups[group].tells_progress
-            body = deserialized_body(error_callback)
-            shortcut = self._untraced.shortcut(args, tells_progress, body)
-        traced_here = not python and shortcut is None
-        job = PoolJob(self, group, target, args, callbacks, traced_here)
-        if shortcut is not None:
-            job.request, job.shortcut = shortcut.line, shortcut
-        if group is not None:
-            default = supervisor.scheduler.groups[group].settings.timeout
-            self._limit(job, timeout, soft_timeout, default)
+        job = PoolJob(self, target, args, callbacks)
         self._jobs.add(job)
-        if python:
-            try:
-                job.request = messages.encode_task(task_id, args)
-            except Exception as exc:
-                self._conclude(job, partial(error_callback, outcome.exception_info(exc)))
-                return job
-        supervisor.post(supervisor.scheduler.submit, job)
+        try:
+            self._prepare(job, supervisor.scheduler.groups, timeout, soft_timeout)
+        except Exception as exc:
+            # Whatever it is, it ends this job, and not the consumer.
+            logger.error("%s can't be given to a child: %r", job.title, exc, exc_info=True)
+            failed = partial(error_callback, outcome.exception_info(exc))
+            supervisor.call(partial(self._conclude, job, failed))
+        else:
+            supervisor.post(supervisor.scheduler.submit, job)
         return job
 
-    def _limit(
-        self, job: PoolJob, hard: float | None, soft: float | None, default: float | None
-    ) -> None:
+    def _prepare(self, job: PoolJob, groups: Mapping[str, Group], hard: Any, soft: Any) -> None:
+        """Find out who does `job`, within which limits, and with which request.
+
+        Raises:
+            Exception: the job can't be done, whatever the reason.
+        """
+        job.group = name = self._routes.find(job.task_name, config.PYTHON in groups)
+        if name is not None:
+            self._limit(job, hard, soft, groups[name].settings.timeout)
+        if name == config.PYTHON:
+            job.traced_here = False
+            job.request = messages.encode_task(job.task_id, job.arguments)
+        elif name is not None:
+            body = deserialized_body(job.callbacks.error_callback)
+            shortcut = self._untraced.shortcut(job.arguments, groups[name].tells_progress, body)
+            if shortcut is not None:
+                job.traced_here = False
+                job.request, job.shortcut = shortcut.line, shortcut
+
+    def _limit(self, job: PoolJob, hard: Any, soft: Any, default: float | None) -> None:
         """Set the limits of `job`: those that Celery has found, or its group's hard one."""
         own_hard, own_soft = job.arguments[2].get("timelimit") or (None, None)
         # Celery notes a task's limits when the worker starts; the remote control command
         # `time_limit` sets them anew, at the task.
         task = self._tasks[job.task_name]
-        hard = hard if own_hard else task.time_limit
-        soft = soft if own_soft else task.soft_time_limit
-        job.timeout = hard or self.options.get("timeout") or default
-        job.soft_timeout = soft or self.options.get("soft_timeout")
+        hard = seconds(hard if own_hard else task.time_limit, "the hard time limit")
+        soft = seconds(soft if own_soft else task.soft_time_limit, "the soft time limit")
+        job.timeout = hard or self._timeout or default
+        job.soft_timeout = soft or self._soft_timeout
 
     def terminate_job(self, pid: int, signal: int | str | None = None) -> None:
         """Do nothing: a pid does not tell which job is meant. Never raises.
@@ -305,9 +324,13 @@ class Pool(BasePool, control.Controlled):
         twice. `Request.terminate` and `Request.cancel` call `PoolJob.terminate` at their end.
 
         In the callback that accepts a job, Celery may not have the `PoolJob` yet, but there it
-        is clear which one is meant: it ends after the callback.
+        is clear which one is meant: it ends after the callback. On another thread, somebody else's
+        job is meant, maybe of the same child.
         """
-        if self._accepting is not None and self._accepting.pid == pid:
+        supervisor, job = self._supervisor, self._accepting
+        if supervisor is None or job is None or not supervisor.on_own_thread:
+            return
+        if job.pid == pid:
             self._accepting_signal = signal or "SIGTERM"
 
     # -- for jobs: `jobs.Owner`
@@ -346,6 +369,8 @@ class Pool(BasePool, control.Controlled):
         self._accepting = job
         try:
             job.callbacks.accept_callback(job.pid, now)
+        except Exception:
+            ends.acceptance_failed(job)
         finally:
             self._accepting = None
             self._end_if_asked(job)
@@ -439,6 +464,7 @@ class Pool(BasePool, control.Controlled):
         new = self._routes.announce(name, child.tasks) if child.tasks else []
         if new:
             logger.info("The children of %s announce the tasks %s", name, some_of(new))
+            guard_consumer(self.app)
             if self._consumer is not None:
                 self._consumer.update_strategies()
         if name in self._greeted:
@@ -451,8 +477,25 @@ class Pool(BasePool, control.Controlled):
         """Tell Celery how `job` ended, and let the next one have its place."""
         try:
             report()
+        except Exception as exc:
+            ends.end_failed(job, exc)
         finally:
             self._release(job)
+
+    def failed(self, error: Exception) -> None:
+        """The engine itself has failed, and stands still: end the worker, which is of no use
+        without it. What was not acknowledged, the broker delivers again."""
+        logger.critical(
+            "The pool's engine failed, which is a bug of celery_subproc_pool; the worker shuts"
+            " down. %d jobs were in flight; those that are acknowledged late come again: %r",
+            len(self._jobs),
+            error,
+            exc_info=True,
+        )
+        # Not `should_terminate`, after which the exit status is 0. There is nothing to wait for.
+        state.should_stop = EX_FAILURE
+        with self._slot_freed:
+            self._slot_freed.notify_all()
 
     def finished(self, job: PoolJob) -> None:
         """The tracer of `job` brought it to its end: tell Celery."""
@@ -477,17 +520,28 @@ class Pool(BasePool, control.Controlled):
 
     def _wait_for_slot(self) -> None:
         with self._slot_freed:
-            self._slot_freed.wait_for(
-                lambda: len(self._jobs) < self.limit or self._state != self.RUN
-            )
+            self._slot_freed.wait_for(self._need_not_wait)
+
+    def _need_not_wait(self) -> bool:
+        return len(self._jobs) < self.limit or self._state != self.RUN or self._has_failed
+
+    @property
+    def _has_failed(self) -> bool:
+        """Whether the engine has: nothing that it has in hand comes to an end."""
+        return self._supervisor is not None and self._supervisor.failed
 
     def _release(self, job: PoolJob) -> None:
         self._jobs.remove(job)
-        if self._semaphore is not None:
-            self._semaphore.release()
-        else:
+        if self._semaphore is None:
             with self._slot_freed:
                 self._slot_freed.notify()
+            return
+        try:
+            self._semaphore.release()
+        except Exception:
+            # Celery had the next job ready for this slot, and failed with it.
+            logger.exception("Celery can't begin the job that waited for a slot; the next one may")
+            self._semaphore.release()
 
     # -- restart
 
@@ -525,6 +579,7 @@ class Pool(BasePool, control.Controlled):
     def _load_tasks_anew(self, python: Group) -> None:
         """Let the next children know the tasks that the worker knows by now."""
         self._routes.renew()
+        guard_consumer(self.app)
         python.boot = launch.boot_line(
             self.app, self._settings.python, self._hostname, self._routes.external
         )
@@ -532,8 +587,15 @@ class Pool(BasePool, control.Controlled):
     # -- size
 
     def grow(self, n: int = 1) -> None:
-        """Add `n` children to every group without a size of its own."""
-        self._engine.post(self._engine.scheduler.grow, n)
+        """Add `n` children to every group without a size of its own.
+
+        Nothing happens once the worker stops: the autoscaler's thread may come late, and would end
+        the process if this raised.
+        """
+        supervisor = self._supervisor
+        if supervisor is None:
+            return
+        supervisor.post(supervisor.scheduler.grow, n)
         self.limit += n
         if self._semaphore is not None:
             self._semaphore.grow(n)
@@ -567,10 +629,7 @@ class Pool(BasePool, control.Controlled):
         info["processes"] = supervisor.processes if supervisor is not None else []
         info["max-tasks-per-child"] = self.options.get("maxtasksperchild") or "N/A"
         info["put-guarded-by-semaphore"] = bool(self.putlocks)
-        info["timeouts"] = (
-            self.options.get("soft_timeout") or 0,
-            self.options.get("timeout") or 0,
-        )
+        info["timeouts"] = (self._soft_timeout or 0, self._timeout or 0)
         info["groups"] = {name: facts.group_facts(group) for name, group in groups.items()}
         return info
 

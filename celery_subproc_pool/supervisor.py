@@ -89,6 +89,9 @@ class Listener(Protocol):
     def child_changed(self, change: Change) -> None:
         """A child came into service, or another has replaced it."""
 
+    def failed(self, error: Exception) -> None:
+        """The engine has failed with `error`, and does nothing any more. Told once."""
+
 
 class Supervisor:
     """The engine. See this module's docstring.
@@ -127,6 +130,9 @@ class Supervisor:
         self._turning = False
         self._starting = False
         self._closed = False
+        #: Whether something that must not happen has happened, in the engine itself: what it knows
+        #: may be half true, so it does nothing any more.
+        self.failed = False
         self._announced: float | None = None
         self._meter = MemoryMeter()
         self._guardian: Guardian | None = None
@@ -194,7 +200,7 @@ class Supervisor:
 
     def _look(self) -> None:
         """Have the engine look at what was brought to it."""
-        if threading.get_ident() != self._owner:
+        if not self.on_own_thread:
             self.wake()
         elif not self._turning:
             self._settle_down()
@@ -224,7 +230,7 @@ class Supervisor:
         Arguments:
             timeout: seconds to wait for one to become ready.
         """
-        if self._turning or self._closed:
+        if self._turning or self._closed or self.failed:
             return
         self._owner = threading.get_ident()
         self._turning = True
@@ -235,6 +241,8 @@ class Supervisor:
                 self._guarded(self._on_exit, live, 0)
             # After the pipes: a reply that came in time is not late because we are.
             self._actions.extend(self.scheduler.tick(self._clock()))
+        except Exception as exc:
+            self._fail(exc)
         finally:
             self._turning = False
         self._settle_down()
@@ -243,6 +251,11 @@ class Supervisor:
         """Turn, and announce the next deadline anew even if it is still the same."""
         self._announced = None
         self.turn()
+
+    @property
+    def on_own_thread(self) -> bool:
+        """Whether this is asked on the thread that turns the engine."""
+        return threading.get_ident() == self._owner
 
     @property
     def turning(self) -> bool:
@@ -315,16 +328,26 @@ class Supervisor:
 
     def _settle_down(self) -> None:
         """Do what follows from what is known, until nothing does."""
-        while not self._turning:
+        while not self._turning and not self.failed:
             self._turning = True
             try:
                 self._run_to_rest()
+            except SpawnError:
+                raise
+            except Exception as exc:
+                self._fail(exc)
             finally:
                 self._turning = False
             # A signal handler that saw the turn go on has left its event to it.
             if not self._inbox and not self._callbacks:
                 break
-        self._announce()
+        if not self.failed:
+            self._announce()
+
+    def _fail(self, error: Exception) -> None:
+        """Stand still, and tell whose engine this is."""
+        self.failed = True
+        self._listener.failed(error)
 
     def _run_to_rest(self) -> None:
         inbox, actions, callbacks = self._inbox, self._actions, self._callbacks

@@ -131,6 +131,9 @@ def run_in_child(
     if track_started:
         _store(task, job, STARTED, {"pid": job.pid, "hostname": task.request.hostname})
     request = task.request
+    if request.retries is None:
+        # Other producers than Celery send null. Celery adds to it.
+        request.retries = 0
     message = payload(task.name, vars(request), request.headers or {}, args, kwargs)
     line = encode_request(job.task_id, message)
     reply = job.exchange(line, partial(_store_progress, task, job))
@@ -179,7 +182,7 @@ def payload(
         "task": name,
         "args": args,
         "kwargs": kwargs,
-        "retries": get("retries", 0),
+        "retries": get("retries") or 0,
         "throttles": throttles_of(headers),
         "root_id": get("root_id"),
         "parent_id": get("parent_id"),

@@ -88,6 +88,9 @@ class Engine:
     def child_changed(self, change: records.Change) -> None:
         self.changes.append(change)
 
+    def failed(self, error: Exception) -> None:
+        raise error
+
     # -- for tests
 
     @property
