@@ -114,7 +114,9 @@ class Routes:
     def _register(self, names: Iterable[str]) -> None:
         for name in names:
             if name not in self._app.tasks:
-                self._app.register_task(type("Registered", (SubprocTask,), {"name": name})())
+                # With the app, it is one of the app's own task class, as if it were declared.
+                facts = {"name": name, "app": self._app}
+                self._app.register_task(type("Registered", (SubprocTask,), facts)())
 
     def _bind(self, task: Task) -> str | None:
         """Have the external group that takes `task`, if there is one, run it; return its name."""

@@ -7,12 +7,14 @@ is one exchange with a child, made in the tracing thread that the pool started f
 from __future__ import annotations
 
 import threading
+from abc import ABCMeta
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any, Protocol
 
-from celery import Task
+from celery import Celery, Task
+from celery.app.task import Context
 from celery.states import STARTED
 from celery.utils.log import get_logger
 
@@ -53,7 +55,49 @@ class Exchange(Protocol):
         """Within this context, a state of the job that is not its last may be stored."""
 
 
-class SubprocTask(Task):
+class _OfItsApp(ABCMeta):
+    """Has the tasks of an app derive from the task class of that app, too.
+
+    Celery gives the class of a task its ``app``, but derives it from the base that was asked for
+    instead of from ``app.Task`` (5.3 to 5.7: `Celery._task_from_fun`). What the app's class offers
+    is wanted all the same: Django's ``delay_on_commit``, Flask's context, a project's own.
+
+    An `ABCMeta`, because bases of tasks often are abstract base classes.
+    """
+
+    def __new__(
+        mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any
+    ) -> Any:
+        app: Any = namespace.get("app")
+        # Not `isinstance`: it would make an app for `celery.current_app`, a proxy.
+        if not issubclass(type(app), Celery):
+            return super().__new__(mcls, name, bases, namespace, **options)
+        bases = _with_class_of(app, bases)
+        metaclasses: tuple[Any, Any] = mcls, type(app.Task)
+        combined = _combined(*metaclasses)
+        return super(_OfItsApp, combined).__new__(combined, name, bases, namespace, **options)
+
+
+def _with_class_of(app: Celery, bases: tuple[type, ...]) -> tuple[type, ...]:
+    """Return `bases`, with the task class of `app` behind them, or in the place of those that it
+    derives from itself."""
+    own: type = app.Task
+    if any(issubclass(base, own) for base in bases):
+        return bases
+    return (*(base for base in bases if not issubclass(own, base)), own)
+
+
+@cache
+def _combined(one: Any, other: Any) -> Any:
+    """Return a metaclass for a class whose bases have the metaclasses `one` and `other`."""
+    if issubclass(one, other):
+        return one
+    if issubclass(other, one):
+        return other
+    return type(f"{one.__name__}_{other.__name__}", (one, other), {})
+
+
+class SubprocTask(Task, metaclass=_OfItsApp):
     """A task whose work is done by an external child; the body of its function never runs.
 
     ::
@@ -62,6 +106,9 @@ class SubprocTask(Task):
         def charge(amount, currency="EUR"): ...
 
     Without `child`, the first group whose ``tasks`` match the name takes it.
+
+    It has what the app's own task class (``app.Task``) has: methods, options, hooks, and a
+    ``__call__``, which is called around the exchange with the child.
     """
 
     abstract = True
@@ -72,9 +119,9 @@ class SubprocTask(Task):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # Where nobody offers a child (a direct call, `apply()`, another pool), the body must not
         # run as if it were the work.
-        if not _may_exchange(self):
+        if _request_of_job(self) is None:
             raise _not_here(self)
-        return self.run(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
 
 
 @contextmanager
@@ -87,9 +134,30 @@ def exchanging(job: Exchange) -> Iterator[None]:
         _current.job = None
 
 
-def _may_exchange(task: Task) -> bool:
+def _request_of_job(task: Task) -> Context | None:
+    """Return the request of `task` that this thread has a child for; None if it has none.
+
+    It need not be the uppermost: Celery's own `Task.__call__`, which a ``__call__`` of the app's
+    class may call, puts one without an id on top of it.
+    """
     job: Exchange | None = getattr(_current, "job", None)
-    return job is not None and job.task_id == task.request.id
+    if job is None:
+        return None
+    requests = reversed(task.request_stack.stack)
+    return next((request for request in requests if request.id == job.task_id), None)
+
+
+@contextmanager
+def _uppermost(task: Task, request: Context) -> Iterator[None]:
+    """Within this context, `request` is the current one of `task`."""
+    if request is task.request:
+        yield
+        return
+    task.request_stack.push(request)
+    try:
+        yield
+    finally:
+        task.request_stack.pop()
 
 
 def _not_here(task: Task) -> NotInWorkerError:
@@ -125,20 +193,21 @@ def run_in_child(
         NotInWorkerError: there is no child to talk to, nor will be.
         Exception: as `outcome.conclude`, `jobs.PoolJob.exchange` and `protocol.encode_request`.
     """
-    if not _may_exchange(task):
+    request = _request_of_job(task)
+    if request is None:
         raise _not_here(task)
     job: Exchange = _current.job
-    if track_started:
-        _store(task, job, STARTED, {"pid": job.pid, "hostname": task.request.hostname})
-    request = task.request
     if request.retries is None:
         # Other producers than Celery send null. Celery adds to it.
         request.retries = 0
-    message = payload(task.name, vars(request), request.headers or {}, args, kwargs)
-    line = encode_request(job.task_id, message)
-    reply = job.exchange(line, partial(_store_progress, task, job))
-    over = job.soft_timeout if job.cancelled is CancelReason.SOFT_TIME_LIMIT else None
-    return conclude(task, reply, throttle_max_retries, over)
+    with _uppermost(task, request):
+        if track_started:
+            _store(task, job, STARTED, {"pid": job.pid, "hostname": request.hostname})
+        message = payload(task.name, vars(request), request.headers or {}, args, kwargs)
+        line = encode_request(job.task_id, message)
+        reply = job.exchange(line, partial(_store_progress, task, job))
+        over = job.soft_timeout if job.cancelled is CancelReason.SOFT_TIME_LIMIT else None
+        return conclude(task, reply, throttle_max_retries, over)
 
 
 def _store(task: Task, job: Exchange, state: str, meta: dict[str, Any]) -> None:

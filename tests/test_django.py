@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +26,7 @@ import pytest
 from kombu import Connection, Queue
 from kombu.utils.json import loads
 
-from .conftest import DEADLINE, require, wait_for
+from .conftest import DEADLINE, python_child, require, wait_for
 from .worker import Project, Worker
 from .workplace import BROKERS
 
@@ -395,6 +396,55 @@ def test_a_task_is_sent_when_the_transaction_is_committed(project: DjangoProject
     names = sorted(row["task_name"] for row in project.results().values())
     # One task in one child: a task that was sent before A-2's would have been run before it.
     assert names == ["orders.tasks.confirm", *["orders.tasks.place_and_confirm"] * 2]
+
+
+EXTERNAL = """
+from celery_subproc_pool import SubprocTask
+
+@shared_task(base=SubprocTask, name="billing.charge", child="billing")
+def charge(steps): ...
+
+@shared_task
+def place_and_charge(reference, steps, begun, gate, fail):
+    with transaction.atomic():
+        Order.objects.create(reference=reference, total="2.50")
+        charge.delay_on_commit(steps)
+        Path(begun).touch()
+        while not Path(gate).exists():
+            time.sleep(0.01)
+        if fail:
+            raise OutOfStock(reference)
+"""
+
+
+def _logs(worker: Worker, line: str) -> bool:
+    return line in worker.log
+
+
+@pytest.mark.skipif(not find_spec("celery.contrib.django"), reason="new in Celery 5.4")
+@pytest.mark.skipif(POOL == "prefork", reason="it has no external children")
+def test_an_external_task_is_sent_when_the_transaction_is_committed(
+    project: DjangoProject, tmp_path: Path
+) -> None:
+    project.append("orders/tasks.py", EXTERNAL)
+    children = {"billing": {"argv": python_child("obeys"), "tasks": []}}
+    project.append("shop/settings.py", f"CELERY_SUBPROC_POOL = {{'children': {children!r}}}")
+    with project.pool(2) as worker:
+        for reference, fail in (("A-1", True), ("A-2", False)):
+            begun, gate = tmp_path / f"{reference} begun", tmp_path / f"{reference} gate"
+            steps = [["reply", {"result": reference}]]
+            sent = project.send("place_and_charge", reference, steps, str(begun), str(gate), fail)
+            wait_for(begun.exists, "the transaction")
+            # Whatever was sent before this one has come before it.
+            count = f"orders.tasks.count[{project.send('count')}] received"
+            wait_for(partial(_logs, worker, count), "another task")
+            assert "Task billing.charge" not in worker.log
+            gate.touch()
+            assert project.end(sent)["status"] == ("FAILURE" if fail else "SUCCESS")
+        wait_for(lambda: len(project.results()) == 5, "the result of the external task")
+    [row] = [row for row in project.results().values() if row["task_name"] == "billing.charge"]
+    assert (row["status"], json.loads(row["result"])) == ("SUCCESS", "A-2")
+    assert project.references() == ["A-2"]
 
 
 def test_retries(project: DjangoProject) -> None:
