@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import celery
 from billiard.exceptions import TimeLimitExceeded
 from celery import Celery, Task, _state, signals
+from celery.app import trace
 from celery.app.task import Context
-from celery.app.trace import task_has_custom
-from celery.backends.base import Backend, DisabledBackend
+from celery.backends.base import DisabledBackend
 from celery.exceptions import TaskRevokedError
-from celery.loaders.base import BaseLoader
 from celery.states import REVOKED
 from celery.utils.log import get_logger
 from celery.worker.request import Request
@@ -98,26 +98,48 @@ def is_observed() -> bool:
     )
 
 
-def may_be_observed(app: Celery, task: Task) -> bool:
-    """Return whether something but Celery's own code is called when `task` is traced and succeeds,
-    whose result is ignored.
+#: What a tracer calls of a task's class, in Celery 5.3 to 5.7 (celery/app/trace.py:
+#: `build_tracer`). Of later ones nothing is known.
+_CALLED_OF_TASKS = ("__call__", "before_start", "on_success", "after_return")
 
-    What the tracers of Celery 5.3 to 5.7 call is known (celery/app/trace.py: `build_tracer`), and
-    of later ones nothing.
+#: The modules whose functions let nobody see a trace. A running worker has replaced
+#: `Task.__call__` by one of the second (`setup_worker_optimizations`).
+_SILENT_MODULES = {
+    "celery.app.task",
+    "celery.app.trace",
+    "celery.backends.base",
+    "celery.loaders.base",
+    f"{__package__}.tasks",
+}
+
+
+def may_be_observed(app: Celery, task: Task) -> bool:
+    """Return whether something but Celery's own code and ours is called when `task` is traced and
+    succeeds, whose result is ignored.
+
+    Packages that watch tasks wrap what a tracer calls, the tracer, or what makes it (Sentry: all of
+    it; New Relic: the last).
     """
-    own = type(task)
+    loader, backend = type(app.loader), type(task.backend)
+    called = [vars(kind).get(name) for kind in type(task).__mro__ for name in _CALLED_OF_TASKS]
+    called += [trace.build_tracer, task.__trace__, loader.on_task_init, loader.on_process_cleanup]
+    called += [backend.process_cleanup, backend.mark_as_done]
     return (
         celery.VERSION >= (5, 8)
-        or any(
-            task_has_custom(task, hook) for hook in ("before_start", "on_success", "after_return")
-        )
-        or (own.__call__ is not Task.__call__ and own.__call__.__module__ != f"{__package__}.tasks")
-        or type(app.loader).on_task_init is not BaseLoader.on_task_init
-        or type(app.loader).on_process_cleanup is not BaseLoader.on_process_cleanup
-        or type(task.backend).process_cleanup is not Backend.process_cleanup
-        or type(task.backend).mark_as_done is not Backend.mark_as_done
+        or not all(function is None or _is_silent(function) for function in called)
         or bool(app.conf.worker_deduplicate_successful_tasks)
     )
+
+
+def _is_silent(function: object) -> bool:
+    """Return whether `function` is Celery's or ours, and not wrapped.
+
+    The globals tell: `functools.wraps` and wrapt's objects pass on the name of the module, and the
+    latter even the type, for `isinstance`.
+    """
+    if type(function) is not FunctionType:
+        return False
+    return function.__globals__.get("__name__") in _SILENT_MODULES
 
 
 def deserialized_body(callback: Callable[..., Any]) -> Any:

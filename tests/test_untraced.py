@@ -7,7 +7,7 @@ import logging
 import re
 import uuid
 from collections.abc import Iterator
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from celery.app.trace import (
     setup_worker_optimizations,
 )
 from celery.loaders.app import AppLoader
+from celery.loaders.base import BaseLoader
 from celery.worker.request import Request
 from kombu.message import Message
 from kombu.serialization import dumps
@@ -60,9 +61,13 @@ def body(*args: Any) -> None:
     """Never run."""
 
 
-def app_with(base: type[Task] = SubprocTask, **conf: Any) -> Celery:
+def app_with(
+    base: type[Task] = SubprocTask, task_cls: type[Task] | None = None, **conf: Any
+) -> Celery:
     """Return an app with one task, whose results are ignored."""
-    app = Celery(broker="memory://", backend="cache+memory://", set_as_current=False)
+    app = Celery(
+        broker="memory://", backend="cache+memory://", set_as_current=False, task_cls=task_cls
+    )
     app.conf.update(conf)
     app.task(base=base, name="it", ignore_result=True, shared=False)(body)
     app.finalize()
@@ -241,6 +246,69 @@ def test_hooks_are_called_by_a_tracer(hook: str) -> None:
 
 def test_a_task_that_wraps_its_call_is_traced() -> None:
     assert not is_untraced(app_with(Called))
+
+
+def test_a_call_of_the_apps_class_is_traced() -> None:
+    app = app_with(task_cls=type("Own", (Task,), {"__call__": Called.__call__, "abstract": True}))
+    assert not is_untraced(app)
+    assert is_untraced(app_with(task_cls=type("Own", (Task,), {"abstract": True})))
+
+
+class Wrapper:
+    """Passes for what it wraps, as wrapt's objects do."""
+
+    def __init__(self, wrapped: Any) -> None:
+        self.wrapped = wrapped
+
+    @property
+    def __class__(self) -> Any:
+        return type(self.wrapped)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.wrapped, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.wrapped(*args, **kwargs)
+
+
+def wrapped(function: Any) -> Any:
+    """Wrap as most do it."""
+
+    @wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+@pytest.mark.parametrize("wrap", [wrapped, Wrapper])
+@pytest.mark.parametrize("what", ["call", "celerys call", "tracer", "builder", "loader"])
+def test_who_wraps_what_a_trace_calls_sees_it(
+    what: str, wrap: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = app_with()
+    task = app.tasks["it"]
+    task.__trace__ = build_tracer("it", task, app=app)
+    assert is_untraced(app)
+    target, name = {
+        "call": (type(task), "__call__"),
+        "celerys call": (Task, "__call__"),
+        "tracer": (task, "__trace__"),
+        "builder": (celery.app.trace, "build_tracer"),
+        "loader": (BaseLoader, "on_task_init"),
+    }[what]
+    monkeypatch.setattr(target, name, wrap(getattr(target, name)))
+    assert not is_untraced(app)
+
+
+def test_the_call_of_a_running_worker_is_celerys_own() -> None:
+    app = app_with()
+    setup_worker_optimizations(app, "me@here")
+    try:
+        assert Task.__call__.__module__ == "celery.app.trace"
+        assert is_untraced(app)
+    finally:
+        reset_worker_optimizations(app)
 
 
 @pytest.mark.parametrize("name", ["task_prerun", "task_postrun", "task_success"])
