@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = (
     "ChildTaskError",
     "ConfigError",
@@ -63,6 +65,12 @@ class TransitionError(SubprocPoolError):
 class ChildTaskError(SubprocPoolError):
     """A job failed in a healthy child, which replied ``error`` (or ``retry`` once too often).
 
+    Its text is the message, behind the type if the child told one: ``CardError: no such card``.
+
+    A client that reads a JSON result has the text alone: as `message`, with `type` and `traceback`
+    None. The child's traceback stands in the result's own (`AsyncResult.traceback`). In the worker,
+    and through pickle, all three are there.
+
     Arguments:
         message: what the child said.
         type: the name of the child's own exception type, if it told.
@@ -71,20 +79,17 @@ class ChildTaskError(SubprocPoolError):
     """
 
     def __init__(self, message: str, type: str | None = None, traceback: str | None = None) -> None:
-        # All three go to `args`: Celery's JSON results rebuild an exception from them.
-        super().__init__(message, type, traceback)
+        # One text: `args` is all that JSON results keep, and a client that has not imported this
+        # class shows them as they are.
+        super().__init__(f"{type}: {message}" if type else message)
         self.message = message
         self.type = type
         self.traceback = traceback
         if traceback:
             self.__cause__ = _ChildTraceback(traceback)
 
-    def __str__(self) -> str:
-        return f"{self.type}: {self.message}" if self.type else self.message
-
-    def __repr__(self) -> str:
-        kind = f", type={self.type!r}" if self.type else ""
-        return f"ChildTaskError({self.message!r}{kind})"
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.__class__, (self.message, self.type, self.traceback), self.__dict__
 
 
 class _ChildTraceback(Exception):

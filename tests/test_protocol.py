@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 import json
+import pickle
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from typing import Any
@@ -379,7 +381,8 @@ def test_an_id_that_cannot_be_written_is_an_error_too() -> None:
 def test_a_child_error_tells_type_and_message() -> None:
     error = ChildTaskError("no such card", "CardError")
     assert str(error) == "CardError: no such card"
-    assert repr(error) == "ChildTaskError('no such card', type='CardError')"
+    assert repr(error) == "ChildTaskError('CardError: no such card')"
+    assert (error.message, error.type) == ("no such card", "CardError")
     assert error.__cause__ is None
 
 
@@ -394,11 +397,23 @@ def test_a_child_error_shows_the_childs_traceback_as_its_cause() -> None:
     assert str(error.__cause__) == "\nat a.rb:1\nat b.rb:2"
 
 
-def test_a_child_error_can_be_rebuilt_from_its_arguments() -> None:
+def test_a_child_error_is_rebuilt_from_its_arguments_as_its_text() -> None:
+    """Celery's JSON results keep no more."""
     error = ChildTaskError("m", "T", "t")
     again = ChildTaskError(*error.args)
-    assert (again.message, again.type, again.traceback) == ("m", "T", "t")
-    assert str(again.__cause__) == str(error.__cause__)
+    assert str(again) == str(error)
+    assert (again.message, again.type, again.traceback) == ("T: m", None, None)
+
+
+@pytest.mark.parametrize("told", [("m",), ("m", "T"), ("m", None, "t"), ("m", "T", "t")])
+def test_a_child_error_is_whole_when_it_was_pickled(told: tuple[Any, ...]) -> None:
+    error = ChildTaskError(*told)
+    error.note = "one's own"  # type: ignore[attr-defined]
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert (again.message, again.type, again.traceback) == (*told, None, None)[:3]
+        assert (str(again), again.args) == (str(error), error.args)
+        assert str(again.__cause__) == str(error.__cause__)
+        assert again.note == "one's own"
 
 
 def test_half_of_a_pair_of_surrogates_is_named() -> None:
