@@ -1,0 +1,60 @@
+"""Takes what an agent sends over HTTP, in place of its vendor."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class Sink:
+    """What came so far."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        #: The bodies of requests, unpacked.
+        self.bodies: list[bytes] = []
+
+    def sentry_items(self, kind: str) -> list[dict[str, Any]]:
+        """Return what Sentry's client has sent of one kind: "event", "transaction"."""
+        found = []
+        for body in list(self.bodies):
+            lines = body.splitlines()
+            # Behind the envelope's header, each item has one of its own, and then what it holds.
+            for header, payload in zip(lines[1::2], lines[2::2], strict=False):
+                if json.loads(header)["type"] == kind:
+                    found.append(json.loads(payload))
+        return found
+
+
+@contextmanager
+def http_sink() -> Iterator[Sink]:
+    """Within this context, a server on 127.0.0.1 answers every POST with an empty object."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.headers.get("Content-Encoding") == "gzip":
+                body = gzip.decompress(body)
+            sink.bodies.append(body)
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *args: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    sink = Sink(server.server_port)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield sink
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
