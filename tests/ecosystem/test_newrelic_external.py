@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import DEADLINE, python_child, wait_for
-from ..worker import Project
+from tests.conftest import DEADLINE, python_child, wait_for
+from tests.worker import Project
 
 pytest.importorskip("newrelic")
 pytestmark = pytest.mark.ecosystem

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from ..conftest import DEADLINE, python_child, wait_for
-from ..worker import HEADER, Project
+from tests.conftest import DEADLINE, python_child, wait_for
+from tests.worker import HEADER, Project
+
 from .sink import http_sink
 
 pytest.importorskip("sentry_sdk")
