@@ -364,7 +364,10 @@ def _decode(decoder: msgspec.json.Decoder[_Message], line: bytes) -> _Message:
             # msgspec does not look into the strings of fields that it skips.
             line.decode()
         return decoder.decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+    except RecursionError:
+        # Python's own words speak of its stack, differently in each version.
+        raise ProtocolFault(f"nested too deeply, in the line {quote(line)}") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         # msgspec quotes the child: as much of it as there is, control characters and all.
         reason = visible(str(exc)[:QUOTED_BYTES])
         if _SURROGATE.search(line):

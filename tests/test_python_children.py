@@ -401,7 +401,9 @@ def test_a_child_has_no_descriptor_of_the_workers(it: Running) -> None:
         assert not {entry for entry in found if entry.startswith("socket:")}
         pipes = {entry for entry in found & theirs if entry.startswith("pipe:")}
         assert len(pipes) == 2, "its stdin and stdout, and no sibling's"
-        assert found & theirs <= inherited | pipes
+        # Some libraries hold themselves open, in each process anew: libffi on newer systems.
+        libraries = {entry for entry in found if ".so" in Path(entry).suffixes}
+        assert found & theirs <= inherited | pipes | libraries
 
 
 @ours
