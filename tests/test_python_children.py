@@ -365,13 +365,13 @@ def test_a_forked_copy_of_the_child_answers_nothing(it: Running) -> None:
 
 
 @ours
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_multiprocessing_in_a_task(it: Running, method: str) -> None:
     assert it.get("processes", method) == [2, 4, 6, 8]
 
 
 @ours
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_a_revoke_lets_multiprocessing_end_its_processes(
     it: Running, tmp_path: Path, method: str
 ) -> None:
