@@ -41,12 +41,14 @@ class Tenant(Task):
 
 @pytest.fixture(autouse=True)
 def current() -> Iterator[None]:
-    """Leave Celery's current app as it was, and no shared task for apps to come."""
+    """Leave Celery's current app and its shared tasks as they were; here, none is shared."""
     before = current_app._get_current_object()
     finalizers = set(_state._on_app_finalizers)
+    _state._on_app_finalizers.clear()
     yield
     before.set_current()
-    _state._on_app_finalizers.intersection_update(finalizers)
+    _state._on_app_finalizers.clear()
+    _state._on_app_finalizers.update(finalizers)
 
 
 def app_of(task_cls: Any = Tenant) -> Celery:

@@ -566,7 +566,9 @@ def test_a_result_that_cannot_be_stored_fails_the_job_as_ever(tmp_path: Path) ->
             result.get(timeout=DEADLINE, interval=0.02)
         result = project.app.send_task("do.it", [[["reply", {"result": "stored"}]]])
         assert result.get(timeout=DEADLINE, interval=0.02) == "stored"
-        assert re.search(rf"\[{result.id}\] succeeded in [\d.e-]+s: 'stored'", worker.log)
+        # It is told after it was stored.
+        line = rf"\[{result.id}\] succeeded in [\d.e-]+s: 'stored'"
+        wait_for(lambda: re.search(line, worker.log), "the line")
 
 
 def test_progress_is_stored_where_nobody_else_watches(tmp_path: Path) -> None:
