@@ -52,6 +52,8 @@ STDERR_CHOICES = ("log", "inherit", "null")
 
 #: Seconds: more than a hundred years are a mistake, and overflow clocks.
 Positive = Annotated[float, msgspec.Meta(gt=0, le=100 * 365 * 86400.0)]
+#: Seconds too, where none is an answer.
+Moment = Annotated[float, msgspec.Meta(ge=0, le=100 * 365 * 86400.0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 NotNegative = Annotated[int, msgspec.Meta(ge=0)]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
@@ -73,6 +75,9 @@ class CommonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     start_timeout: Positive = 60.0
     #: Seconds between closing stdin, SIGTERM and SIGKILL when a child is stopped.
     stop_timeout: Positive = 10.0
+    #: Seconds between SIGTERM and SIGKILL when a job has to be ended that goes on over its hard
+    #: limit; 0 is SIGKILL at once.
+    kill_grace: Moment = 0.0
     #: Where the child's stderr goes: the worker's log, the worker's stderr, or nowhere.
     stderr: str = "log"
     #: How many jobs a child gets before another takes its place; None is without end, or what
@@ -157,6 +162,9 @@ class PythonSettings(CommonSettings, frozen=True, forbid_unknown_fields=True, kw
     wrapper: tuple[str, ...] | str = ()
     #: As of all groups, but to the worker's stderr by default.
     stderr: str = "inherit"
+    #: As of all groups, but prefork's moment by default (billiard/pool.py: `_trywaitkill`), in
+    #: which ``finally`` blocks run.
+    kill_grace: Moment = 0.1
 
     @property
     def prefix(self) -> tuple[str, ...]:

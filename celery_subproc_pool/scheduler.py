@@ -514,7 +514,7 @@ class Scheduler:
         if not child.jobs_done and not child.group.settings.handshake:
             # The commonest mistake in a new child.
             reason += "; it has never answered: does it flush its stdout after each reply?"
-        return [*actions, *self._replace(child, Cause.TIMED_OUT, reason, now)]
+        return [*actions, *self._put_down(child, Cause.TIMED_OUT, reason, now)]
 
     def _time_out_softly(self, child: Child, job: Job, now: float) -> list[Action]:
         sent = job.state is JobState.SENT
@@ -552,8 +552,7 @@ class Scheduler:
         grace = child.group.settings.cancel_grace
         told = "it was told to cancel it" if child.cancels else "that was over"
         reason = f"it went on with {job.title} for {grace:g} s after {told} ({job.cancelled.value})"
-        cause = _CAUSES[job.cancelled]
-        return [*actions, *self._replace(child, cause, reason, now)]
+        return [*actions, *self._put_down(child, _CAUSES[job.cancelled], reason, now)]
 
     # -- size
 
@@ -655,6 +654,18 @@ class Scheduler:
         self._alarm.set(job.deadline)
         self._queues.put_back(job)
         return []
+
+    def _put_down(self, child: Child, cause: Cause, reason: str, now: float) -> list[Action]:
+        """Kill `child`, which goes on with a job that is over, and fill its slot. In its
+        `kill_grace` it may clean up: nobody waits for that."""
+        grace = child.group.settings.kill_grace
+        if not grace:
+            return self._replace(child, cause, reason, now)
+        self._children.escalate_at(child, now + grace, terminating=True)
+        return [
+            self._children.kill(child, signal.SIGTERM),
+            *self._vacate(child, cause, reason, now),
+        ]
 
     def _replace(self, child: Child, cause: Cause, reason: str, now: float) -> list[Action]:
         """Kill `child` and fill its slot."""

@@ -25,8 +25,8 @@ ARGV = {"argv": ["cat"]}
 VARIABLE = "CELERY_SUBPROC_POOL"
 FROM_VARIABLE = f"subproc_pool (from the environment variable {VARIABLE})"
 COMMON = (
-    "env, cwd, size, start_timeout, stop_timeout, stderr, max_jobs, max_age, max_memory,"
-    " recycle_jitter, max_crashes"
+    "env, cwd, size, start_timeout, stop_timeout, kill_grace, stderr, max_jobs, max_age,"
+    " max_memory, recycle_jitter, max_crashes"
 )
 KNOWN = (
     f"{COMMON}, argv, tasks, clean_env, timeout, handshake, max_message_bytes,"
@@ -98,6 +98,7 @@ def test_the_defaults(environ: dict[str, str]) -> None:
         size=None,
         timeout=600.0,
         stop_timeout=10.0,
+        kill_grace=0.0,
         stderr="log",
         max_message_bytes=64 * 1024 * 1024,
         throttle_max_retries=None,
@@ -115,6 +116,7 @@ def test_every_setting_can_be_set(environ: dict[str, str], tmp_path: Path) -> No
         "size": 3,
         "timeout": 5,
         "stop_timeout": 0.5,
+        "kill_grace": 0.25,
         "stderr": "inherit",
         "max_message_bytes": 1024,
         "throttle_max_retries": 0,
@@ -438,6 +440,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
         {"argv": ["cat"], "stop_timeout": -1.5},
         ".stop_timeout: expected `float` > 0.0, in -1.5",
     ),
+    "a negative kill_grace": (
+        {"python": {"kill_grace": -1}},
+        ".python.kill_grace: expected `float` >= 0.0, in -1",
+    ),
     "stderr to nowhere known": (
         {"argv": ["cat"], "stderr": "file"},
         ".stderr: expected one of log, inherit, null, got 'file'",
@@ -520,6 +526,8 @@ def test_the_settings_of_python_children(environ: dict[str, str]) -> None:
     assert (child.command, child.size) == (("cat", "-u"), 2)
     assert (child.handshake, child.timeout) == (True, None)
     assert (child.soft_timeout_signal, child.stderr) == ("SIGUSR1", "inherit")
+    # As prefork's.
+    assert child.kill_grace == 0.1
 
 
 def test_python_children_need_no_setting() -> None:

@@ -171,7 +171,9 @@ def shared_worker(tmp_path_factory: pytest.TempPathFactory, broker: str) -> Iter
 @pytest.fixture(scope="module")
 def limited_worker(tmp_path_factory: pytest.TempPathFactory, broker: str) -> Iterator[Site]:
     """A worker with all options that limit something."""
-    place = workplace(tmp_path_factory.mktemp("limited"), broker)
+    # Time to clean up, on a busy machine too.
+    settings = {**CHILDREN, "python": {"kill_grace": 5}}
+    place = workplace(tmp_path_factory.mktemp("limited"), broker, subproc_pool=settings)
     words = ["-c", "2", "--max-tasks-per-child", "4", "--max-memory-per-child", "150000"]
     limits = ("--time-limit", "2.5", "--soft-time-limit", "2")
     with working(place, *words, *limits) as worker:
@@ -290,6 +292,13 @@ def test_time_limit(limited_worker: Site, kind: str) -> None:
             get(result)
         line = rf"Hard time limit \({seconds}(\.0)?s\) exceeded for {name}\[{result.id}\]"
         wait_for(lambda line=line: re.search(line, worker.log), "the words of prefork")
+    if kind == "python":
+        ended = place.project.directory / "ended"
+        limits = {"time_limit": 1, "soft_time_limit": 60}
+        result = place.app.send_task("wait", ("/dev/null", "/nowhere", str(ended)), **limits)
+        with pytest.raises(TimeLimitExceeded):
+            get(result)
+        wait_for(ended.exists, "the finally block")
 
 
 def test_soft_time_limit(limited_worker: Site) -> None:

@@ -680,6 +680,41 @@ def test_a_hard_limit_costs_the_child_that_has_the_request() -> None:
     assert ends(world.tell(world.scheduler.exited, child, -9, READ_ALL)) == []
 
 
+def test_at_the_hard_limit_a_child_may_have_a_moment_to_clean_up() -> None:
+    world = World(a=kind(kill_grace=2.0))
+    job, child = world.send(timeout=5.0)
+    actions = world.at(5.0)
+    assert actions == [
+        Settle(job, TimedOut(5.0), child),
+        Kill(child, signal.SIGTERM),
+        Report(child, NO_ANSWER, (job,), 0.0),
+        Spawn(new_child(actions)),
+    ]
+    # Nobody waits for that.
+    assert world.submit("next").child is new_child(actions)
+    assert world.at(6.9) == []
+    assert world.at(7.0) == [Kill(child, signal.SIGKILL)]
+    assert world.at(100.0) == []
+    assert world.tell(world.scheduler.exited, child, -9, READ_ALL) == [Forget(child)]
+
+
+def test_a_child_that_has_cleaned_up_in_its_moment_is_not_killed() -> None:
+    world = World(a=kind(kill_grace=2.0))
+    _, child = world.send(timeout=5.0)
+    world.at(5.0)
+    assert world.tell(world.scheduler.exited, child, 0, READ_ALL) == [Forget(child)]
+    assert world.at(100.0) == []
+
+
+def test_a_child_that_goes_on_with_what_it_was_told_to_end_has_a_moment_too() -> None:
+    world = world_of_many(1, 4, cancel_grace=3.0, kill_grace=2.0)
+    _, child = world.send("runs", timeout=5.0)
+    assert kills(world.at(5.0)) == []
+    assert kills(world.at(8.0)) == [signal.SIGTERM]
+    assert child.state is ChildState.STOPPING
+    assert kills(world.at(10.0)) == [signal.SIGKILL]
+
+
 def test_a_child_that_has_answered_before_flushes_its_stdout() -> None:
     world = World(a=kind())
     job, child = world.send()

@@ -87,6 +87,7 @@ KINDS = {
         handshake=True,
         start_timeout=7.0,
         max_age=20.0,
+        kill_grace=1.0,
     ),
     "async": ChildSettings(
         argv=("true",),
