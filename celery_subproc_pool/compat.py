@@ -197,8 +197,9 @@ def store_revoked_again(job: Any) -> None:
     """Store that `job`, a `jobs.PoolJob`, is REVOKED, if it is, once more.
 
     Celery stores it before it tells the pool (5.3 to 5.7: `Request.terminate`), when the tracing
-    thread may be about to store an earlier state. Only the state is stored again: the rest of
-    `mark_as_revoked`, such as telling a chord, has been done.
+    thread may be about to store an earlier state, and a Python child its own end of the job. Only
+    the state is stored again: the rest of `mark_as_revoked`, such as telling a chord, has been
+    done.
     """
     request = _request_of(job.callbacks.error_callback)
     if request is not None and request._already_revoked and request.store_errors:

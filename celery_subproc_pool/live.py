@@ -121,6 +121,11 @@ class LiveChild:
         if signum == signal.SIGKILL or named is None or not self.process.signal(named, signum):
             self.process.kill(signum)
 
+    def signal(self, signum: int) -> bool:
+        """Send `signum` to the process that does its work, and to no other; return whether we know
+        which that is."""
+        return self.pid is not None and self.process.signal(self.pid, signum)
+
     def take_open_line(self) -> bytes:
         """Return what has come of a line that it has not ended, and forget it."""
         return self._lines.take_open()

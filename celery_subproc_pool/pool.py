@@ -26,7 +26,7 @@ from celery.utils.nodenames import gethostname
 from celery.worker import state
 
 from . import banner, config, control, ends, facts, greetings, launch, messages, outcome, protocol
-from .compat import deserialized_body, is_cancelled
+from .compat import deserialized_body, is_cancelled, store_revoked_again
 from .drivers import HubDriver, ThreadDriver, wait_for_children
 from .errors import ConfigError, SpawnError
 from .events import ChildEvents
@@ -445,6 +445,12 @@ class Pool(BasePool, control.Controlled):
         supervisor = self._supervisor
         if supervisor is not None:
             supervisor.call(partial(self._conclude, job, report))
+
+    def overruled(self, job: PoolJob) -> None:
+        """The child of `job`, which was revoked, is through with it. A Python child has stored an
+        end of its own, over what Celery has stored."""
+        if job.group == config.PYTHON:
+            store_revoked_again(job)
 
     def progressed(self, job: PoolJob, meta: dict[str, Any]) -> None:
         """The child of `job` told how far it is."""

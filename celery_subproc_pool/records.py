@@ -34,6 +34,7 @@ __all__ = (
     "Forget",
     "Group",
     "Healed",
+    "Interrupt",
     "Job",
     "JobState",
     "Kill",
@@ -41,6 +42,7 @@ __all__ = (
     "Lost",
     "Measure",
     "Outcome",
+    "Overruled",
     "Probe",
     "Progressed",
     "Recycled",
@@ -210,6 +212,7 @@ class Job:
         "group",
         "kill_at",
         "losses",
+        "notice",
         "number",
         "offset",
         "request",
@@ -266,6 +269,8 @@ class Job:
         #: Why its child is to end it, and when that costs the child its life.
         self.cancelled: CancelReason | None = None
         self.kill_at: float | None = None
+        #: How long that is after what, in words.
+        self.notice = ""
 
     def __repr__(self) -> str:
         return f"<Job {self.task_name}[{self.task_id}] {self.state.value}>"
@@ -566,6 +571,20 @@ class Cancel(msgspec.Struct, frozen=True):
     reason: CancelReason
 
 
+class Interrupt(msgspec.Struct, frozen=True):
+    """Send `signum`, by which `child` knows that its job is over, to the process that does it."""
+
+    child: Child
+    signum: int
+
+
+class Overruled(msgspec.Struct, frozen=True):
+    """The child of `job`, which was terminated before, has ended it in its own way now: what it
+    may have stored of it does not count."""
+
+    job: Job
+
+
 class Progressed(msgspec.Struct, frozen=True):
     """`child` told how far `job` is: tell its owner."""
 
@@ -653,6 +672,8 @@ Action = (
     | Finished
     | SoftTimeout
     | Cancel
+    | Interrupt
+    | Overruled
     | Progressed
     | Logged
     | Probe

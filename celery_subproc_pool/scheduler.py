@@ -22,7 +22,8 @@ another child; no other.
 
 A job that is to end before its child has answered costs the child its life, unless the child can
 be told to cancel it, or has other jobs too: then it stays in the child's hands, CLOSED or not,
-until the child answers or `cancel_grace` is over.
+until the child answers or `cancel_grace` is over. So it does, until `stop_timeout` is over, if it
+is revoked by the signal that tells the child of soft time limits.
 
 What becomes of children, and when the next one is spawned, is decided by `children`.
 """
@@ -50,11 +51,13 @@ from .records import (
     Finished,
     Forget,
     Group,
+    Interrupt,
     Job,
     JobState,
     Logged,
     Lost,
     Outcome,
+    Overruled,
     Probe,
     Progressed,
     Settle,
@@ -145,6 +148,8 @@ class Scheduler:
                 actions += self._children.stop_gently(child, now)
             elif child.cancels:
                 actions += self._stop_cancelling(child, now)
+            elif child.notices == len(child.jobs):
+                actions += self._stop_noticed(child, now)
             else:
                 actions += self._replace(child, Cause.STOPPED, "the worker stops", now)
         return actions
@@ -160,6 +165,13 @@ class Scheduler:
         actions += self._children.stop_gently(child, now)
         grace = child.group.settings.cancel_grace
         self._children.escalate_at(child, now + grace, terminating=True)
+        return actions
+
+    def _stop_noticed(self, child: Child, now: float) -> list[Action]:
+        """Let `child` end what it has in hand, which is over, in the time that it has for that."""
+        last = max(job.kill_at or now for job in child.jobs.values())
+        actions = self._children.stop_gently(child, now)
+        self._children.escalate_at(child, last, terminating=True)
         return actions
 
     def abandon(self) -> None:
@@ -228,6 +240,8 @@ class Scheduler:
             return [*actions, *self._children.release(child, job, now)]
         if self._is_spared(child):
             return [*actions, *self._cancel(child, job, reason, now)]
+        if signum == _soft_signal(child):
+            return [*actions, self._interrupt(child, job, signum, reason, now)]
         stop_timeout = child.group.settings.stop_timeout
         self._children.escalate_at(child, now + stop_timeout, terminating=True)
         return [
@@ -276,6 +290,8 @@ class Scheduler:
             child.group.runs.append(now - job.begun_at)
             child.group.throttled += isinstance(reply, Throttled)
             actions.append(self._answer(job, Answered(reply), child))
+        else:
+            actions += _overruled(job)
         actions += self._children.replied(child, bool(reply.retire), now)
         actions += self._children.release(child, job, now)
         return actions
@@ -393,7 +409,7 @@ class Scheduler:
         waited_for = any(job.state is JobState.SENT for job in child.jobs.values())
         grace = EOF_GRACE if waited_for else child.group.settings.stop_timeout
         self._children.escalate_at(child, now + grace, terminating=waited_for)
-        return self._vacate(child, Cause.EXITED, reason, now)
+        return self._vacate(child, _cause_of_exit(child), reason, now)
 
     def exited(self, child: Child, status: int, read: int, now: float) -> list[Action]:
         """The process of `child` ended; all that it wrote has been told before.
@@ -413,7 +429,7 @@ class Scheduler:
         killed = status == -signal.SIGKILL and not child.killed
         reason = f"it exited: {describe_exit(status, killed)}"
         if child.state is not ChildState.STOPPING:
-            actions += self._vacate(child, Cause.EXITED, reason, now, ChildState.GONE)
+            actions += self._vacate(child, _cause_of_exit(child), reason, now, ChildState.GONE)
         else:
             self._children.move(child, ChildState.GONE)
             if not child.proven and not child.killed:
@@ -426,6 +442,7 @@ class Scheduler:
                 crashes = 0 if self._children.stopping else self._crashes.count(job, child)
                 lost = Lost(status, seen_before, killed, crashes)
                 ends += self._settle(job, lost)
+            ends += _overruled(job)
         child.jobs.clear()
         child.deadline = None
         del child.group.children[child.number]
@@ -521,8 +538,7 @@ class Scheduler:
         if sent and child.cancels:
             cancel = self._cancel(child, job, CancelReason.SOFT_TIME_LIMIT, now)
             return [*cancel, SoftTimeout(job, child, None)]
-        name = child.group.settings.soft_timeout_signal
-        return [SoftTimeout(job, child, signal.Signals[name] if name and sent else None)]
+        return [SoftTimeout(job, child, _soft_signal(child) if sent else None)]
 
     # -- ending one job of a child, and not the others
 
@@ -533,15 +549,33 @@ class Scheduler:
 
     def _cancel(self, child: Child, job: Job, reason: CancelReason, now: float) -> list[Action]:
         """Have `child` end `job`, which it still holds, within its grace."""
-        kill_at = now + child.group.settings.cancel_grace
+        grace = child.group.settings.cancel_grace
+        told = "it was told to cancel it" if child.cancels else "that was over"
+        self._give_notice(child, job, reason, grace, told, now)
+        return [Cancel(child, job, reason)] if child.cancels else []
+
+    def _interrupt(
+        self, child: Child, job: Job, signum: int, reason: CancelReason, now: float
+    ) -> Interrupt:
+        """Have `child` end `job`, which it still holds, as it does at a soft time limit: it lives
+        on if it has done so by the time that it would have to exit in a stop."""
+        grace = child.group.settings.stop_timeout
+        told = f"it was sent {signal.Signals(signum).name}"
+        self._give_notice(child, job, reason, grace, told, now)
+        return Interrupt(child, signum)
+
+    def _give_notice(
+        self, child: Child, job: Job, reason: CancelReason, grace: float, told: str, now: float
+    ) -> None:
+        kill_at = now + grace
         if job.kill_at is None:
             self._children.give_notice(child)
             job.kill_at = kill_at
         # One that was told before gets no more time than it had then.
         job.kill_at = min(job.kill_at, kill_at)
         job.cancelled = reason
+        job.notice = f"for {grace:g} s after {told} ({reason.value})"
         self._alarm.set(job.kill_at)
-        return [Cancel(child, job, reason)] if child.cancels else []
 
     def _give_up(self, child: Child, job: Job, now: float) -> list[Action]:
         """`child` has not ended `job` within its grace: that costs it its life."""
@@ -549,9 +583,7 @@ class Scheduler:
         actions: list[Action] = []
         if job.state is JobState.SENT:
             actions.append(self._answer(job, SoftTimedOut(job.soft_timeout or 0.0), child))
-        grace = child.group.settings.cancel_grace
-        told = "it was told to cancel it" if child.cancels else "that was over"
-        reason = f"it went on with {job.title} for {grace:g} s after {told} ({job.cancelled.value})"
+        reason = f"it went on with {job.title} {job.notice}"
         return [*actions, *self._put_down(child, _CAUSES[job.cancelled], reason, now)]
 
     # -- size
@@ -697,6 +729,23 @@ class Scheduler:
     def idle(self) -> bool:
         """Whether no job is accepted or waits for a child."""
         return not self.open_jobs and not self._queues
+
+
+def _soft_signal(child: Child) -> signal.Signals | None:
+    """Return the signal by which `child` is told that a soft time limit is over, or None."""
+    name = child.group.settings.soft_timeout_signal
+    return signal.Signals[name] if name else None
+
+
+def _overruled(job: Job) -> list[Action]:
+    """Return that `job` is over with its child too, if it had been revoked before."""
+    return [Overruled(job)] if job.cancelled is CancelReason.REVOKED else []
+
+
+def _cause_of_exit(child: Child) -> Cause:
+    """Why a child ends by itself: one that was told to end a job may know no other way."""
+    told = [job.cancelled for job in child.jobs.values() if job.cancelled is not None]
+    return _CAUSES[told[0]] if told else Cause.EXITED
 
 
 def _astray(child: Child, message: Reply | Progress, kind: str) -> str:

@@ -65,7 +65,7 @@ _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
 #: Actions of which the scheduler hears no more.
-_TELL_NOTHING = (records.Accept, records.Settle, records.Finished)
+_TELL_NOTHING = (records.Accept, records.Settle, records.Finished, records.Overruled)
 
 
 class Listener(Protocol):
@@ -82,6 +82,9 @@ class Listener(Protocol):
 
     def soft_timed_out(self, job: Any, told: bool) -> None:
         """The soft time limit of `job` is over; `told` is whether its child was signalled."""
+
+    def overruled(self, job: Any) -> None:
+        """The child of `job`, which was settled as terminated before, is through with it."""
 
     def progressed(self, job: Any, meta: dict[str, Any]) -> None:
         """The child of `job` told how far it is."""
@@ -146,6 +149,8 @@ class Supervisor:
             records.Finished: self._finished,
             records.SoftTimeout: self._soft_timeout,
             records.Cancel: self._cancel,
+            records.Interrupt: self._interrupt,
+            records.Overruled: self._overruled,
             records.Progressed: self._progressed,
             records.Logged: self._logged,
             records.Kill: self._kill,
@@ -551,8 +556,8 @@ class Supervisor:
     def _soft_timeout(self, action: records.SoftTimeout) -> None:
         live = self._live.get(action.child.number)
         told = action.child.cancels
-        if action.signum is not None and live is not None and live.pid is not None:
-            told = live.process.signal(live.pid, action.signum)
+        if action.signum is not None and live is not None:
+            told = live.signal(action.signum)
         self._callbacks.append(partial(self._listener.soft_timed_out, action.job, told))
 
     def _cancel(self, action: records.Cancel) -> None:
@@ -560,6 +565,15 @@ class Supervisor:
         if live is not None:
             # If it can't be written, the child's exit tells why.
             self._put(live, encode_cancel(action.job.task_id, action.reason))
+
+    def _interrupt(self, action: records.Interrupt) -> None:
+        live = self._live.get(action.child.number)
+        if live is not None and not live.signal(action.signum):
+            # Out of our sight; what it was started under may pass it on.
+            live.kill(action.signum)
+
+    def _overruled(self, action: records.Overruled) -> None:
+        self._callbacks.append(partial(self._listener.overruled, action.job))
 
     def _progressed(self, action: records.Progressed) -> None:
         self._callbacks.append(partial(self._listener.progressed, action.job, action.meta))

@@ -49,6 +49,7 @@ class Engine:
         self.accepted_pids: dict[records.Job, list[int | None]] = {}
         self.soft: list[tuple[records.Job, bool]] = []
         self.progress: list[tuple[records.Job, dict[str, Any]]] = []
+        self.overruled_jobs: list[records.Job] = []
         self.changes: list[records.Change] = []
         self.current: records.Job | None = None
         more = {} if environ is None else {"environ": environ}
@@ -81,6 +82,9 @@ class Engine:
 
     def soft_timed_out(self, job: records.Job, told: bool) -> None:
         self.soft.append((job, told))
+
+    def overruled(self, job: records.Job) -> None:
+        self.overruled_jobs.append(job)
 
     def progressed(self, job: records.Job, meta: dict[str, Any]) -> None:
         self.progress.append((job, meta))

@@ -7,6 +7,8 @@ prefork: that is how it was seen what they must expect.
 from __future__ import annotations
 
 import os
+import re
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +17,10 @@ from typing import Any
 import psutil
 import pytest
 from billiard.exceptions import TimeLimitExceeded
+from celery.exceptions import TaskRevokedError
 
-from .conftest import require, wait_for
-from .test_python_children import Running, get
+from .conftest import DEADLINE, require, wait_for
+from .test_python_children import Running, get, ours
 from .worker import Project
 
 POOL = os.environ.get("CSP_TEST_POOL", "celery_subproc_pool:Pool")
@@ -44,6 +47,35 @@ def deaf(pid_path):
     with open(pid_path, "w") as file:
         file.write(str(os.getpid()))
     wait(pid_path + ".begun", "/nowhere", pid_path + ".ended")
+
+
+@app.task(name="tidy")
+def tidy(begun, ended):
+    from celery.exceptions import SoftTimeLimitExceeded
+    from ordinary_tasks import wait
+    try:
+        wait(begun, "/nowhere", ended)
+    except SoftTimeLimitExceeded:
+        return "what there is"
+
+
+@app.task(name="stubborn")
+def stubborn(begun):
+    from celery.exceptions import SoftTimeLimitExceeded
+    from ordinary_tasks import wait
+    try:
+        wait(begun, "/nowhere")
+    except SoftTimeLimitExceeded:
+        wait(begun, "/nowhere")
+
+
+@app.task(name="slow_end")
+def slow_end(begun, gate, ended):
+    from ordinary_tasks import wait
+    try:
+        wait(begun, "/nowhere")
+    finally:
+        wait(begun, gate, ended)
 """
 
 
@@ -51,7 +83,7 @@ def deaf(pid_path):
 def limits_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A worker whose children have time to clean up, on a busy machine too."""
     directory = tmp_path_factory.mktemp("limits")
-    conf: dict[str, Any] = {"subproc_pool": {"python": {"kill_grace": 5, "stop_timeout": 20}}}
+    conf: dict[str, Any] = {"subproc_pool": {"python": {"kill_grace": 5, "stop_timeout": 3}}}
     project = Project(directory, conf=conf, code=CODE)
     with project.worker("-P", POOL, "-c", "1") as worker:
         yield Running(project, worker)
@@ -84,3 +116,75 @@ def test_a_task_that_ignores_sigterm_is_killed_all_the_same(
     assert limits_worker.get("add", 1, 2) == 3
     wait_for(lambda: not psutil.pid_exists(int(pid_path.read_text())), "the end of the child")
     assert not (tmp_path / "pid.ended").exists()
+
+
+# -- a gentle revoke
+
+
+def begin(it: Running, directory: Path, name: str, *args: Any, **options: Any) -> Any:
+    """Send a task that makes a file when it begins, and wait until it has."""
+    begun = directory / f"begun {uuid.uuid4().hex}"
+    result = it.send(name, str(begun), *args, **options)
+    wait_for(begun.exists, f"the begin of {name}")
+    return result
+
+
+def test_a_revoke_by_the_signal_of_soft_limits_spares_the_process(
+    limits_worker: Running, tmp_path: Path
+) -> None:
+    """The job is REVOKED all the same; on prefork, it is what the task makes of its exception."""
+    pid = limits_worker.get("facts")["pid"]
+    ended = tmp_path / "ended"
+    result = begin(limits_worker, tmp_path, "wait", "/nowhere", str(ended))
+    result.revoke(terminate=True, signal="SIGUSR1")
+    wait_for(ended.exists, "the finally block")
+    assert limits_worker.get("facts")["pid"] == pid
+    if "subproc" in POOL:
+        wait_for(lambda: result.state == "REVOKED", "the state REVOKED")
+        assert f"pid {pid}" not in limits_worker.worker.log
+
+
+def test_what_a_task_returns_after_such_a_revoke_is_kept(
+    limits_worker: Running, tmp_path: Path
+) -> None:
+    """Celery stores nothing over a SUCCESS."""
+    pid = limits_worker.get("facts")["pid"]
+    result = begin(limits_worker, tmp_path, "tidy", str(tmp_path / "ended"))
+    result.revoke(terminate=True, signal="SIGUSR1")
+    assert limits_worker.get("facts")["pid"] == pid
+    assert (result.state, result.result) == ("SUCCESS", "what there is")
+
+
+@ours
+def test_a_task_that_goes_on_after_a_revoke_costs_its_child_its_life(
+    limits_worker: Running, tmp_path: Path
+) -> None:
+    pid = limits_worker.get("facts")["pid"]
+    result = begin(limits_worker, tmp_path, "stubborn")
+    result.revoke(terminate=True, signal="SIGUSR1")
+    with pytest.raises(TaskRevokedError):
+        get(result)
+    assert limits_worker.get("facts")["pid"] != pid
+    assert re.search(
+        rf"Child python#0 \(pid {pid}\) is replaced: it went on with"
+        rf" stubborn\[{result.id}\] for 3 s after it was sent SIGUSR1 \(revoked\)",
+        limits_worker.worker.log,
+    )
+    assert result.state == "REVOKED"
+
+
+@ours
+def test_a_stop_waits_for_a_task_that_was_revoked_gently(tmp_path: Path) -> None:
+    project = Project(tmp_path, code=CODE)
+    with project.worker("-P", POOL, "-c", "1") as worker:
+        it = Running(project, worker)
+        gate, ended = tmp_path / "gate", tmp_path / "ended"
+        result = begin(it, tmp_path, "slow_end", str(gate), str(ended))
+        result.revoke(terminate=True, signal="SIGUSR1")
+        wait_for(lambda: result.state == "REVOKED", "the state REVOKED")
+        worker.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: "Warm shutdown" in worker.log, "the begin of the stop")
+        gate.touch()
+        assert worker.process.wait(DEADLINE) == 0
+    assert ended.exists()
+    assert result.state == "REVOKED"

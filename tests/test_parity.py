@@ -575,6 +575,23 @@ def test_revoke_and_terminate(shared_worker: Site, kind: str) -> None:
         with pytest.raises(TaskRevokedError):
             get(held.result)
         assert held.result.state == "REVOKED"
+    if kind == "python":
+        # The signal of soft time limits ends the task, and not the child.
+        held = hold(place, kind)
+        [pid] = [
+            row["pid"]
+            for row in inspect(place, "subproc")
+            if row["state"] == "busy" and row["group"] == kind
+        ]
+        control(place, "revoke", task_id=held.result.id, terminate=True, signal="SIGUSR1")
+        wait_for(lambda: held.result.state == "REVOKED", "the state REVOKED")
+        wait_for(
+            lambda: (
+                pid in [row["pid"] for row in inspect(place, "subproc") if row["state"] == "idle"]
+            ),
+            "the child to be free",
+        )
+        assert held.result.state == "REVOKED"
     # One that waits is not even begun.
     second = hold(place, "external", "second")
     begun, waiting = send_held(place, kind, "waiting")

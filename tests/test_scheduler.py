@@ -18,6 +18,7 @@ from celery_subproc_pool.records import (
     Accept,
     Action,
     Answered,
+    Cause,
     Child,
     ChildState,
     CloseStdin,
@@ -26,10 +27,12 @@ from celery_subproc_pool.records import (
     Finished,
     Forget,
     Group,
+    Interrupt,
     Job,
     JobState,
     Kill,
     Lost,
+    Overruled,
     Probe,
     Report,
     Settle,
@@ -831,6 +834,71 @@ def test_terminating_a_job_signals_and_replaces_the_child_that_has_the_request()
     assert world.at(STOP_TIMEOUT - 0.1) == []
     assert world.at(STOP_TIMEOUT) == [Kill(child, signal.SIGKILL)]
     assert world.tell(world.scheduler.exited, child, -9, READ_ALL) == [Forget(child)]
+
+
+def world_of_soft_signals(**settings: Any) -> World:
+    return World(a=kind(soft_timeout_signal="SIGUSR1", **settings))
+
+
+def test_revoking_by_the_signal_of_soft_limits_spares_a_child_that_answers() -> None:
+    world = world_of_soft_signals()
+    job, child = world.send()
+    actions = world.tell(world.scheduler.terminate, job, signal.SIGUSR1)
+    assert actions == [
+        Settle(job, Terminated(signal.SIGUSR1), child),
+        Interrupt(child, signal.SIGUSR1),
+    ]
+    # It has that to end first.
+    waiting = world.submit("waits")
+    assert (waiting.state, world.scheduler.open_jobs) == (JobState.QUEUED, 0)
+    world.now = STOP_TIMEOUT - 0.1
+    actions = world.tell(world.scheduler.replied, child, Ok())
+    assert actions == [Overruled(job), Accept(waiting, child, world.now)]
+    assert world.at(100.0) == []
+
+
+def test_revoking_by_the_signal_of_soft_limits_costs_a_child_that_goes_on_its_life() -> None:
+    world = world_of_soft_signals(kill_grace=1.0)
+    job, child = world.send()
+    world.tell(world.scheduler.terminate, job, signal.SIGUSR1)
+    assert world.at(STOP_TIMEOUT - 0.1) == []
+    actions = world.at(STOP_TIMEOUT)
+    reason = "it went on with task.x[x] for 10 s after it was sent SIGUSR1 (revoked)"
+    assert actions == [
+        Kill(child, signal.SIGTERM),
+        Report(child, reason, (job,), 0.0),
+        Spawn(new_child(actions)),
+    ]
+    assert world.scheduler.groups["a"].replaced == {Cause.TERMINATED: 1}
+    actions = world.tell(world.scheduler.exited, child, -15, READ_ALL)
+    assert actions == [Overruled(job), Forget(child)]
+
+
+def test_a_child_that_dies_of_the_signal_of_soft_limits_is_not_to_blame() -> None:
+    world = world_of_soft_signals()
+    job, child = world.send()
+    world.tell(world.scheduler.terminate, job, signal.SIGUSR1)
+    [report] = reports(world.tell(world.scheduler.exited, child, -signal.SIGUSR1, READ_ALL))
+    assert (report.reason, report.delay) == ("it exited: signal 10 (SIGUSR1)", 0.0)
+    assert world.scheduler.groups["a"].replaced == {Cause.TERMINATED: 1}
+
+
+def test_another_signal_costs_a_child_its_life_at_once() -> None:
+    world = world_of_soft_signals()
+    job, child = world.send()
+    actions = world.tell(world.scheduler.terminate, job, signal.SIGTERM)
+    assert kills(actions) == [signal.SIGTERM]
+    assert child.state is ChildState.STOPPING
+
+
+def test_a_child_that_has_to_end_a_revoked_job_has_its_time_in_a_stop_too() -> None:
+    world = world_of_soft_signals()
+    job, child = world.send()
+    world.tell(world.scheduler.terminate, job, signal.SIGUSR1)
+    world.now = 1.0
+    assert world.tell(world.scheduler.stop) == [CloseStdin(child)]
+    assert world.at(STOP_TIMEOUT - 0.1) == []
+    assert world.at(STOP_TIMEOUT) == [Kill(child, signal.SIGKILL)]
 
 
 def test_terminating_an_answered_or_closed_job_does_nothing() -> None:

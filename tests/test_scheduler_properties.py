@@ -365,10 +365,10 @@ class World(RuleBasedStateMachine):
             self.end_turn()
 
     @precondition(lambda self: self.jobs)
-    @rule(pick=PICK, turn=st.booleans())
-    def terminate(self, pick: int, turn: bool) -> None:
+    @rule(pick=PICK, signum=st.sampled_from((signal.SIGTERM, signal.SIGUSR1)), turn=st.booleans())
+    def terminate(self, pick: int, signum: int, turn: bool) -> None:
         recent = self.jobs[-6:]
-        self.by_thread(self.scheduler.terminate, recent[pick % len(recent)], signal.SIGTERM)
+        self.by_thread(self.scheduler.terminate, recent[pick % len(recent)], signum)
         if turn:
             self.end_turn()
 
