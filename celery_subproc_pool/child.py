@@ -6,7 +6,6 @@ Layer: above `errors`. Must not import the protocol, the scheduler or Celery; de
 from __future__ import annotations
 
 import array
-import errno
 import fcntl
 import os
 import select
@@ -14,12 +13,12 @@ import signal
 import subprocess
 import termios
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from .errors import SpawnError
 
-__all__ = ("STDERR", "ChildProcess", "pidfd")
+__all__ = ("KILL_GRACE", "STDERR", "ChildProcess", "pidfd")
 
 #: The environment variable that tells a child the number of its descriptor for our stderr.
 STDERR = "CELERY_SUBPROC_POOL_STDERR"
@@ -201,25 +200,22 @@ class ChildProcess:
             return None
 
     def signal(self, pid: int, signum: int) -> bool:
-        """Send `signum` to `pid`, a process of the child's group; return whether it is one."""
+        """Send `signum` to `pid`, a process of the child's group; return whether it is one, which
+        we may signal."""
         if self._popen.returncode is not None or self.member(pid) is None:
             return False
-        with suppress(ProcessLookupError):
-            os.kill(pid, signum)
-        return True
+        return _send(os.kill, pid, signum)
 
-    def kill(self, signum: int) -> None:
-        """Send `signum` to the child's whole group, as long as the child is not reaped."""
-        if self._popen.returncode is not None:
-            return
-        try:
-            os.killpg(self.pid, signum)
-        except ProcessLookupError:
-            pass
-        except PermissionError as exc:
-            # macOS answers so for a group of zombies.
-            if exc.errno != errno.EPERM:
-                raise
+    def kill(self, signum: int) -> bool:
+        """Send `signum` to the child's whole group, as long as the child is not reaped.
+
+        Returns:
+            False if it goes on, for we may signal nothing of it: it runs as another user.
+        """
+        if self._popen.returncode is not None or _send(os.killpg, self.pid, signum):
+            return True
+        # macOS refuses it for a group of zombies, too.
+        return _has_ended(self.pid) or _send(os.kill, self.pid, 0)
 
     def reap(self) -> int | None:
         """Return the exit status (`subprocess.Popen.returncode`) if the child has ended.
@@ -239,10 +235,15 @@ class ChildProcess:
         poll.register(self.pidfd, select.POLLIN)
         return bool(poll.poll(seconds * 1000))
 
-    def wait(self) -> None:
-        """Wait for a child that was killed, but not for ever: the system may hold on to it."""
+    def wait(self, seconds: float = KILL_GRACE) -> bool:
+        """Wait for a child that was killed, but not for ever: the system may hold on to it.
+
+        Returns:
+            Whether it has ended.
+        """
         with suppress(subprocess.TimeoutExpired):
-            self._popen.wait(KILL_GRACE)
+            self._popen.wait(seconds)
+        return self._popen.returncode is not None
 
     def close_stdin(self) -> None:
         """Close the child's stdin, which tells it to finish; what was not written is dropped."""
@@ -286,6 +287,17 @@ def pidfd(pid: int | None) -> int | None:
     except OSError:
         # A kernel or sandbox without it: exits are then seen by polling.
         return None
+
+
+def _send(send: Callable[[int, int], None], whom: int, signum: int) -> bool:
+    """Send a signal, if there is still somebody; return whether we may."""
+    try:
+        send(whom, signum)
+    except ProcessLookupError:
+        pass
+    except PermissionError:
+        return False
+    return True
 
 
 def _has_ended(pid: int) -> bool:

@@ -58,6 +58,9 @@ __all__ = ("Children",)
 #: Seconds that a child without a handshake lives until it has proved that it can start.
 SETTLE = 0.5
 
+#: Seconds from SIGKILL until a child has exited, unless the system holds on to it.
+KILL_PATIENCE = 5.0
+
 #: Seconds before a slot spawns again: doubled with every child that died before it did a job.
 BACKOFF_FIRST, BACKOFF_LAST = 0.1, 30.0
 
@@ -401,11 +404,18 @@ class Children:
         child.terminating = terminating
         self._alarm.set(deadline)
 
-    @staticmethod
-    def kill(child: Child, signum: int) -> Kill:
-        """Return what kills `child`, and remember that it was us."""
-        child.killed = child.killed or signum == signal.SIGKILL
+    def kill(self, child: Child, signum: int, now: float) -> Kill:
+        """Return what kills `child`, and remember that it was us. What is due next, after SIGKILL,
+        is the look whether it has exited: `is_overdue`."""
+        if signum == signal.SIGKILL:
+            child.killed = True
+            self.escalate_at(child, now + KILL_PATIENCE, terminating=True)
         return Kill(child, signum)
+
+    @staticmethod
+    def is_overdue(child: Child, now: float) -> bool:
+        """Whether `child` should have exited long ago, for it was killed."""
+        return child.killed and child.deadline is not None and now >= child.deadline
 
     # -- time
 
@@ -433,12 +443,11 @@ class Children:
                 ' write {"status":"ready","protocol":1}, as its group\'s handshake asks it to'
             )
             actions = self.vacate(child, Cause.NOT_STARTED, reason, (), now)
-            return [self.kill(child, signal.SIGKILL), *actions]
+            return [self.kill(child, signal.SIGKILL, now), *actions]
         if child.terminating:
-            child.deadline = None
-            return [self.kill(child, signal.SIGKILL)]
+            return [self.kill(child, signal.SIGKILL, now)]
         self.escalate_at(child, now + settings.stop_timeout, terminating=True)
-        return [self.kill(child, signal.SIGTERM)]
+        return [self.kill(child, signal.SIGTERM, now)]
 
     # -- size
 
@@ -521,6 +530,8 @@ class Children:
         """Whether the first child of a slot has still to prove itself, or to be gone after it
         failed to, which tells why."""
         return any(
-            not child.proven and (child.state is ChildState.STOPPING or not child.slot.failures)
+            not child.proven
+            and not child.unkillable
+            and (child.state is ChildState.STOPPING or not child.slot.failures)
             for child in self
         )

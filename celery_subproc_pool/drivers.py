@@ -85,7 +85,8 @@ class HubDriver:
         supervisor.turn_at_deadline()
 
     def drain(self, unfinished: Callable[[], object]) -> None:
-        """Turn the engine until nothing is `unfinished`, then until no child is left.
+        """Turn the engine until nothing is `unfinished`, then until no child is left that can be
+        ended.
 
         In a signal handler, above a turn of the engine, it returns at once: what was interrupted
         is about to do the same.
@@ -96,7 +97,7 @@ class HubDriver:
         while unfinished():
             self._turn()
         supervisor.post(supervisor.scheduler.stop)
-        while supervisor.processes and not supervisor.failed:
+        while supervisor.awaited and not supervisor.failed:
             self._turn()
 
     def halt(self) -> None:
@@ -142,7 +143,8 @@ class ThreadDriver:
         """Do nothing: there is no event loop."""
 
     def drain(self, unfinished: Callable[[], object]) -> None:
-        """Let the thread turn until nothing is `unfinished` and no child is left; then it ends."""
+        """Let the thread turn until nothing is `unfinished` and no child is left that can be
+        ended; then it ends."""
         self._unfinished = unfinished
         self._end(None)
 
@@ -167,5 +169,5 @@ class ThreadDriver:
         while unfinished():
             supervisor.turn(supervisor.wait_time(DRAIN_INTERVAL))
         supervisor.post(supervisor.scheduler.stop)
-        while supervisor.processes and not supervisor.failed:
+        while supervisor.awaited and not supervisor.failed:
             supervisor.turn(supervisor.wait_time(DRAIN_INTERVAL))

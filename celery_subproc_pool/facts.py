@@ -37,6 +37,7 @@ def group_facts(group: Group) -> dict[str, Any]:
         "waiting": len(group.waiting),
         "wait": _percentiles(group.waits),
         "run": _percentiles(group.runs),
+        "unkillable": sum(child.unkillable for child in children),
         "replaced": {cause.value: count for cause, count in group.replaced.items()},
         "children": [
             {"pid": child.pid, "state": child.state.value, "jobs": child.jobs_done}

@@ -114,12 +114,13 @@ class LiveChild:
         """Whether it has begun a line and not ended it."""
         return self._lines.has_open
 
-    def kill(self, signum: int) -> None:
+    def kill(self, signum: int) -> bool:
         """Send `signum`: SIGKILL to its whole group, any other to the process that it has named,
-        which ends what it has started itself; to the group if it has named none."""
-        named = self.pid if self.named else None
-        if signum == signal.SIGKILL or named is None or not self.process.signal(named, signum):
-            self.process.kill(signum)
+        which ends what it has started itself; to the group if it has named none. Return whether
+        we may."""
+        named = self.pid if self.named and signum != signal.SIGKILL else None
+        told = named is not None and self.process.signal(named, signum)
+        return told or self.process.kill(signum)
 
     def signal(self, signum: int) -> bool:
         """Send `signum` to the process that does its work, and to no other; return whether we know

@@ -55,6 +55,7 @@ __all__ = (
     "Started",
     "Terminated",
     "TimedOut",
+    "Unkillable",
     "Write",
     "describe_exit",
 )
@@ -311,6 +312,7 @@ class Child:
         "still_boots",
         "tasks",
         "terminating",
+        "unkillable",
         "unknown_features",
         "worn",
     )
@@ -355,6 +357,8 @@ class Child:
         self.worn = ""
         #: Whether it was sent a SIGKILL by us.
         self.killed = False
+        #: Whether it goes on all the same.
+        self.unkillable = False
         #: Whether it is known to have read a request: it has booted.
         self.has_read = False
         #: Whether it was seen not to have read its first request when that should have been done.
@@ -625,6 +629,16 @@ class Kill(msgspec.Struct, frozen=True):
     signum: int
 
 
+class Unkillable(msgspec.Struct, frozen=True):
+    """`child` goes on, though it was sent SIGKILL: tell the log."""
+
+    child: Child
+    #: Why that may be.
+    reason: str
+    #: What it had in hand.
+    jobs: tuple[Job, ...]
+
+
 class CloseStdin(msgspec.Struct, frozen=True):
     """Close the stdin of `child`: it should finish and exit."""
 
@@ -679,6 +693,7 @@ Action = (
     | Probe
     | Measure
     | Kill
+    | Unkillable
     | CloseStdin
     | Started
     | Report

@@ -8,10 +8,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from .live import ChildFacts
-from .records import Child, Group, Job, Recycled, Report
+import psutil
 
-__all__ = ("healed", "recycled", "replaced", "some_of")
+from .live import ChildFacts
+from .records import Child, Group, Job, Recycled, Report, Unkillable
+
+__all__ = ("healed", "left_behind", "recycled", "replaced", "some_of", "unkillable", "whose")
 
 logger = logging.getLogger("celery_subproc_pool")
 
@@ -62,6 +64,35 @@ def recycled(event: Recycled) -> None:
 def healed(group: Group) -> None:
     """Log that a group is at full strength again, where it was logged that it is not."""
     logger.warning("The group %s is whole again: %s", group.name, _strength(group))
+
+
+def whose(pid: int) -> str:
+    """Return why the process `pid` can't be signalled by us, in words."""
+    try:
+        owner = psutil.Process(pid).username()
+    except psutil.Error:
+        owner = "another user"
+    return f"it runs as {owner} (by sudo, or setuid?), so the worker may not signal it"
+
+
+def unkillable(event: Unkillable) -> None:
+    """Log that a child goes on which was to be killed."""
+    logger.error(
+        "Child %s can't be killed: %s%s. It has no place in the pool any more, and stays until it"
+        " exits by itself: end it by hand. A child that is to run as another user must exit when"
+        " its stdin ends, whatever it does",
+        _name(event.child),
+        event.reason,
+        _jobs(event.jobs),
+    )
+
+
+def left_behind(pids: Sequence[int]) -> None:
+    """Log that the worker ends before children that can't be killed."""
+    logger.error(
+        "The worker ends, and leaves children behind that it can't kill: pid %s. End them by hand",
+        ", ".join(map(str, pids)),
+    )
 
 
 def _name(child: Child) -> str:

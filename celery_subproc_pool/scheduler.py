@@ -46,6 +46,7 @@ from .records import (
     Cause,
     Child,
     ChildState,
+    CloseStdin,
     Dropped,
     Faulted,
     Finished,
@@ -65,6 +66,7 @@ from .records import (
     SoftTimeout,
     Terminated,
     TimedOut,
+    Unkillable,
     Write,
     describe_exit,
 )
@@ -80,6 +82,9 @@ LATE = 1.0
 #: Seconds that no waiting job is begun after one was ended because the worker stops or has lost its
 #: broker, unless the end of that, `close` or `flush`, comes earlier.
 HOLD = 5.0
+
+#: Why a child that was killed does not end.
+HELD = "it has not exited since it got SIGKILL, so the system holds on to it (a disk that hangs?)"
 
 #: How many children may end before they have read a job, until the job is given up.
 MAX_LOSSES = 3
@@ -235,7 +240,7 @@ class Scheduler:
             return actions
         if child.state is ChildState.STOPPING:
             others = any(other.state is JobState.SENT for other in child.jobs.values())
-            return actions if others else [*actions, self._children.kill(child, signum)]
+            return actions if others else [*actions, self._children.kill(child, signum, now)]
         if not sent:
             return [*actions, *self._children.release(child, job, now)]
         if self._is_spared(child):
@@ -246,7 +251,7 @@ class Scheduler:
         self._children.escalate_at(child, now + stop_timeout, terminating=True)
         return [
             *actions,
-            self._children.kill(child, signum),
+            self._children.kill(child, signum, now),
             *self._vacate(child, Cause.TERMINATED, "its job was terminated", now),
         ]
 
@@ -448,6 +453,30 @@ class Scheduler:
         del child.group.children[child.number]
         return [*ends, *actions, Forget(child)]
 
+    def unkillable(self, child: Child, reason: str, now: float) -> list[Action]:
+        """`child` goes on, though it was to be killed: nobody waits for its exit any more.
+
+        Arguments:
+            child: a child that is STOPPING.
+            reason: why that is, in words.
+            now: the time.
+        """
+        if child.unkillable:
+            return []
+        child.unkillable = True
+        child.deadline = None
+        # The last that it can be told: there will be no more jobs.
+        actions: list[Action] = [
+            Unkillable(child, reason, tuple(child.jobs.values())),
+            CloseStdin(child),
+        ]
+        for job in child.jobs.values():
+            if job.state in (JobState.RESERVED, JobState.SENT):
+                lost = Lost(None, f"its child can't be killed: {reason}")
+                actions += self._settle(job, lost)
+        child.jobs.clear()
+        return actions
+
     def _take_back(self, child: Child) -> list[Action]:
         """Put the jobs of `child` back into the queue that it has not begun."""
         actions: list[Action] = []
@@ -484,6 +513,8 @@ class Scheduler:
                 # The end of one job may be the child's.
                 if child.state is ChildState.BUSY:
                     actions += self._tick_job(child, job, now)
+            if self._children.is_overdue(child, now):
+                actions += self.unkillable(child, HELD, now)
             actions += self._children.tick(child, now)
         actions += self._children.refill_all(now)
         for job in self._queues.accepted():
@@ -695,14 +726,14 @@ class Scheduler:
             return self._replace(child, cause, reason, now)
         self._children.escalate_at(child, now + grace, terminating=True)
         return [
-            self._children.kill(child, signal.SIGTERM),
+            self._children.kill(child, signal.SIGTERM, now),
             *self._vacate(child, cause, reason, now),
         ]
 
     def _replace(self, child: Child, cause: Cause, reason: str, now: float) -> list[Action]:
         """Kill `child` and fill its slot."""
         actions = self._vacate(child, cause, reason, now)
-        return [self._children.kill(child, signal.SIGKILL), *actions]
+        return [self._children.kill(child, signal.SIGKILL, now), *actions]
 
     def _vacate(
         self,

@@ -27,7 +27,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from . import records, reports
-from .child import ChildProcess, pidfd
+from .child import KILL_GRACE, ChildProcess, pidfd
 from .errors import ProtocolFault, SpawnError
 from .forks import keep_from_copies
 from .guardian import MARK, Guardian
@@ -154,6 +154,7 @@ class Supervisor:
             records.Progressed: self._progressed,
             records.Logged: self._logged,
             records.Kill: self._kill,
+            records.Unkillable: reports.unkillable,
             records.CloseStdin: self._close_stdin,
             records.Started: self._tell,
             records.Report: self._report,
@@ -282,6 +283,11 @@ class Supervisor:
         """The pids of all children."""
         return [live.process.pid for live in list(self._live.values())]
 
+    @property
+    def awaited(self) -> bool:
+        """Whether a child is left that will exit: one that can't be killed may not."""
+        return any(not live.child.unkillable for live in list(self._live.values()))
+
     def memory_of(self, child: Child) -> int:
         """Return the resident memory of `child` and what it started, in bytes; 0 if it is gone."""
         live = self._live.get(child.number)
@@ -294,12 +300,18 @@ class Supervisor:
         """
         self.scheduler.abandon()
         for live in list(self._live.values()):
-            live.process.kill(signal.SIGKILL)
+            live.child.unkillable |= not live.process.kill(signal.SIGKILL)
+        end = self._clock() + KILL_GRACE
+        left = []
         for number, live in list(self._live.items()):
             self._unregister(live)
-            live.process.wait()
+            patience = 0.0 if live.child.unkillable else max(end - self._clock(), 0.0)
+            if not live.process.wait(patience):
+                left.append(live.process.pid)
             live.process.close()
             self._live.pop(number, None)
+        if left:
+            reports.left_behind(left)
         if self._guardian is not None:
             guardian, self._guardian = self._guardian, None
             self._watch_guardian()
@@ -595,8 +607,10 @@ class Supervisor:
 
     def _kill(self, action: records.Kill) -> None:
         live = self._live.get(action.child.number)
-        if live is not None:
-            live.kill(action.signum)
+        if live is None or live.kill(action.signum) or action.signum != signal.SIGKILL:
+            return
+        reason = reports.whose(live.process.pid)
+        self._actions.extend(self.scheduler.unkillable(live.child, reason, self._clock()))
 
     def _close_stdin(self, action: records.CloseStdin) -> None:
         live = self._live.get(action.child.number)

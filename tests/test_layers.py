@@ -41,7 +41,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "memory": (set(), {"psutil"}),
     "child": ({"errors"}, set()),
     "live": ({"child", "errors", "lines", "printing", "protocol", "records"}, {"msgspec"}),
-    "reports": ({"live", "records"}, set()),
+    "reports": ({"live", "records"}, {"psutil"}),
     "supervisor": (
         {
             "child",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from celery_subproc_pool.children import BACKOFF_LAST, SETTLE
+from celery_subproc_pool.children import BACKOFF_LAST, KILL_PATIENCE, SETTLE
 from celery_subproc_pool.config import ChildSettings
 from celery_subproc_pool.errors import TransitionError
 from celery_subproc_pool.protocol import CancelReason, Ok, Progress, Ready
@@ -42,10 +42,11 @@ from celery_subproc_pool.records import (
     Started,
     Terminated,
     TimedOut,
+    Unkillable,
     Write,
     describe_exit,
 )
-from celery_subproc_pool.scheduler import EOF_GRACE, HOLD, LATE, Scheduler
+from celery_subproc_pool.scheduler import EOF_GRACE, HELD, HOLD, LATE, Scheduler
 
 STOP_TIMEOUT = 10.0
 
@@ -603,7 +604,7 @@ def test_eof_without_exit_is_killed_after_a_grace() -> None:
     world.tell(world.scheduler.stdout_closed, child)
     assert kills(world.at(EOF_GRACE - 0.01)) == []
     assert world.at(EOF_GRACE) == [Kill(child, signal.SIGKILL)]
-    assert kills(world.at(1000.0)) == []
+    assert ends(world.at(EOF_GRACE + KILL_PATIENCE - 0.01)) == []
     actions = world.tell(world.scheduler.exited, child, -9, READ_ALL)
     assert ends(actions) == [Settle(job, Lost(-9, "it closed its stdout"), child)]
 
@@ -697,8 +698,8 @@ def test_at_the_hard_limit_a_child_may_have_a_moment_to_clean_up() -> None:
     assert world.submit("next").child is new_child(actions)
     assert world.at(6.9) == []
     assert world.at(7.0) == [Kill(child, signal.SIGKILL)]
-    assert world.at(100.0) == []
     assert world.tell(world.scheduler.exited, child, -9, READ_ALL) == [Forget(child)]
+    assert world.at(100.0) == []
 
 
 def test_a_child_that_has_cleaned_up_in_its_moment_is_not_killed() -> None:
@@ -1055,9 +1056,50 @@ def test_an_idle_child_is_stopped_gently_then_less_gently() -> None:
     assert world.at(STOP_TIMEOUT) == [Kill(child, signal.SIGTERM)]
     assert world.at(2 * STOP_TIMEOUT - 0.1) == []
     assert world.at(2 * STOP_TIMEOUT) == [Kill(child, signal.SIGKILL)]
-    assert world.at(1000.0) == []
     assert world.tell(world.scheduler.exited, child, -9, READ_ALL) == [Forget(child)]
+    assert world.at(1000.0) == []
     assert world.children() == []
+
+
+# -- children that can't be killed
+
+
+def test_a_child_that_may_not_be_killed_is_waited_for_no_more() -> None:
+    world = World(a=kind())
+    job, child = world.send()
+    world.tell(world.scheduler.stdout_closed, child)
+    assert kills(world.at(EOF_GRACE)) == [signal.SIGKILL]
+    lost = Lost(None, "its child can't be killed: it runs as root")
+    assert world.tell(world.scheduler.unkillable, child, "it runs as root") == [
+        Unkillable(child, "it runs as root", (job,)),
+        CloseStdin(child),
+        Settle(job, lost, child),
+    ]
+    assert (child.state, child.jobs) == (ChildState.STOPPING, {})
+    # Once is enough.
+    assert world.tell(world.scheduler.unkillable, child, "it runs as root") == []
+    assert kills(world.at(100.0)) == []
+    assert world.tell(world.scheduler.stop) == [CloseStdin(world.slots()[0].child)]
+    # If it exits one day, it is gone.
+    assert world.tell(world.scheduler.exited, child, 0, READ_ALL) == [Forget(child)]
+
+
+def test_a_child_that_does_not_exit_after_sigkill_is_waited_for_no_more() -> None:
+    world = World(a=kind())
+    job, child = world.send(timeout=5.0)
+    assert kills(world.at(5.0)) == [signal.SIGKILL]
+    assert world.at(5.0 + KILL_PATIENCE - 0.1) == []
+    assert world.at(5.0 + KILL_PATIENCE) == [Unkillable(child, HELD, (job,)), CloseStdin(child)]
+    assert world.at(100.0) == []
+
+
+def test_a_child_that_never_booted_and_cannot_be_killed_does_not_keep_the_start_waiting() -> None:
+    world = World(a=kind(handshake=True, start_timeout=3.0))
+    (child,) = world.children()
+    assert kills(world.at(3.0)) == [signal.SIGKILL]
+    assert world.scheduler.booting
+    world.tell(world.scheduler.unkillable, child, "it runs as root")
+    assert not world.scheduler.booting
 
 
 def test_stop_kills_what_is_busy_and_spawns_nothing() -> None:
@@ -1243,7 +1285,7 @@ def test_without_anything_due_there_is_no_deadline() -> None:
 def test_the_next_deadline_is_a_lower_bound_that_tick_makes_exact() -> None:
     world = World(a=kind(2))
     _, first = world.send("x", timeout=5.0)
-    world.send("y", timeout=9.0, soft_timeout=7.0)
+    _, second = world.send("y", timeout=9.0, soft_timeout=7.0)
     assert world.scheduler.next_deadline == 5.0
     world.tell(world.scheduler.replied, first, Ok())
     # Too early now, which costs one idle tick.
@@ -1258,6 +1300,10 @@ def test_the_next_deadline_is_a_lower_bound_that_tick_makes_exact() -> None:
     # When the child's replacement has proved itself.
     assert world.scheduler.next_deadline == 9.0 + SETTLE
     world.at(9.5)
+    # When the child must be gone.
+    assert world.scheduler.next_deadline == 9.0 + KILL_PATIENCE
+    world.tell(world.scheduler.exited, second, -9, READ_ALL)
+    world.at(9.0 + KILL_PATIENCE)
     assert world.scheduler.next_deadline is None
 
 
