@@ -148,6 +148,7 @@ class Children:
         child.settle_at = None
         group = child.group
         group.came_up = True
+        group.failure = ""
         if child.state is ChildState.STARTING:
             self._take_into_service(child, now)
         actions: list[Action] = [Started(child)]
@@ -293,10 +294,24 @@ class Children:
             for child in (slot.child, slot.successor):
                 if child is not None:
                     self.wear_out(child, "the pool is restarted")
+        return self.try_anew(group, now)
+
+    def try_anew(self, group: Group, now: float) -> list[Action]:
+        """Let `group` cool no longer, and its failures be forgotten."""
+        group.failure = ""
+        for slot in group.slots:
             if slot.spawn_at is not None:
                 slot.spawn_at = now
                 slot.failures = 0
         return self.refill_all(now)
+
+    @staticmethod
+    def is_barren(group: Group) -> bool:
+        """Whether no child of `group` serves, and since it was tried anew each slot has had one
+        that failed. With no slots, there will be none."""
+        return not group.in_service and (
+            not group.slots or bool(group.failure and all(slot.failures for slot in group.slots))
+        )
 
     def renew(self, now: float) -> list[Action]:
         """Spawn successors of children that are worn, as many as may boot at a time."""

@@ -34,6 +34,7 @@ __all__ = (
     "install_fixups",
     "is_cancelled",
     "is_observed",
+    "is_unacknowledged",
     "may_be_observed",
     "reject",
     "report_hard_timeout",
@@ -170,6 +171,13 @@ def is_cancelled(job: Any) -> bool:
     """
     request = _request_of(job.callbacks.error_callback)
     return request is not None and request._already_cancelled
+
+
+def is_unacknowledged(job: Any) -> bool:
+    """Return whether the broker still has the message of `job`, a `jobs.PoolJob`, which it delivers
+    again when the worker is gone (5.3 to 5.7: `Request.acknowledged`)."""
+    request = _request_of(job.callbacks.error_callback)
+    return request is not None and not request.acknowledged
 
 
 def reject(job: Any) -> None:

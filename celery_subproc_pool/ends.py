@@ -11,7 +11,13 @@ from celery import Celery
 from celery.utils.log import get_logger
 
 from . import messages, outcome, protocol
-from .compat import acknowledge_early, reject, report_hard_timeout, store_revoked_again
+from .compat import (
+    acknowledge_early,
+    is_unacknowledged,
+    reject,
+    report_hard_timeout,
+    store_revoked_again,
+)
 from .errors import PoisonousTaskError
 from .intake import ODD_VALUE_ERRORS
 from .jobs import PoolJob
@@ -65,6 +71,8 @@ def report(app: Celery, job: PoolJob, result: Outcome, facts: ChildFacts | None)
     elif isinstance(result, Faulted):
         fault = outcome.protocol_fault(result.reason, facts)
         callbacks.error_callback(outcome.exception_info(fault))
+    elif isinstance(result, Lost) and result.stranded and is_unacknowledged(job):
+        logger.info("%s was not begun, and stays with the broker", job.title)
     elif isinstance(result, (Lost, Terminated)):
         error = outcome.exception(result, facts)
         if isinstance(error, PoisonousTaskError):

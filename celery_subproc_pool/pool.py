@@ -184,7 +184,7 @@ class Pool(BasePool, control.Controlled):
         if self._semaphore is not None:
             # What waits for a slot must not be handed over when one becomes free.
             self._semaphore.clear()
-        supervisor.post(_timeless(supervisor.scheduler.close))
+        supervisor.post(supervisor.scheduler.close)
         with self._slot_freed:
             self._slot_freed.notify_all()
 

@@ -53,6 +53,7 @@ __all__ = (
     "SoftTimeout",
     "Spawn",
     "Started",
+    "Stranded",
     "Terminated",
     "TimedOut",
     "Unkillable",
@@ -158,6 +159,8 @@ class Lost(msgspec.Struct, frozen=True):
     killed: bool = False
     #: How many children the job has cost in this worker, if it is not to cost another one.
     crashes: int = 0
+    #: Whether no child has begun it, and none will: the worker stops.
+    stranded: bool = False
 
 
 class TimedOut(msgspec.Struct, frozen=True):
@@ -489,7 +492,8 @@ class Group:
         self.tells_progress = False
         #: Whether a child of it has ever proved that it can start.
         self.came_up = False
-        #: Why the last child that could not went away, and the last lines of its stderr.
+        #: Why the last child that could not went away, if none has since; and the last lines of
+        #: its stderr.
         self.failure = ""
         self.last_words: tuple[str, ...] = ()
         #: Whether a slot had to cool since all of them had a child that works.
@@ -639,6 +643,15 @@ class Unkillable(msgspec.Struct, frozen=True):
     jobs: tuple[Job, ...]
 
 
+class Stranded(msgspec.Struct, frozen=True):
+    """The worker stops, and `jobs` of `group` have lost their children and get no others: tell
+    the log."""
+
+    group: Group
+    reason: str
+    jobs: tuple[Job, ...]
+
+
 class CloseStdin(msgspec.Struct, frozen=True):
     """Close the stdin of `child`: it should finish and exit."""
 
@@ -694,6 +707,7 @@ Action = (
     | Measure
     | Kill
     | Unkillable
+    | Stranded
     | CloseStdin
     | Started
     | Report

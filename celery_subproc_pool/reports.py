@@ -11,9 +11,18 @@ from collections.abc import Sequence
 import psutil
 
 from .live import ChildFacts
-from .records import Child, Group, Job, Recycled, Report, Unkillable
+from .records import Child, Group, Job, Recycled, Report, Stranded, Unkillable
 
-__all__ = ("healed", "left_behind", "recycled", "replaced", "some_of", "unkillable", "whose")
+__all__ = (
+    "healed",
+    "left_behind",
+    "recycled",
+    "replaced",
+    "some_of",
+    "stranded",
+    "unkillable",
+    "whose",
+)
 
 logger = logging.getLogger("celery_subproc_pool")
 
@@ -84,6 +93,16 @@ def unkillable(event: Unkillable) -> None:
         _name(event.child),
         event.reason,
         _jobs(event.jobs),
+    )
+
+
+def stranded(event: Stranded) -> None:
+    """Log that jobs are given up in a stop, for no child can start."""
+    logger.error(
+        "The worker stops, and %s. These jobs have waited for one: %s. They fail; but those whose"
+        " messages are not acknowledged yet (acks_late) stay with the broker",
+        event.reason,
+        some_of([job.title for job in event.jobs]),
     )
 
 

@@ -64,6 +64,7 @@ from .records import (
     Settle,
     SoftTimedOut,
     SoftTimeout,
+    Stranded,
     Terminated,
     TimedOut,
     Unkillable,
@@ -130,10 +131,18 @@ class Scheduler:
         """Fill every slot."""
         return self._children.refill_all(now)
 
-    def close(self) -> list[Action]:
-        """Accept no more jobs: drop those that wait. Their messages go back to the broker."""
+    def close(self, now: float) -> list[Action]:
+        """Accept no more jobs: drop those that wait. Their messages go back to the broker.
+
+        Those that were accepted and have lost their child are still waited for, if there may be
+        another one: for that, their group has one more try.
+        """
         self._closed = True
-        return self.flush()
+        actions = self.flush()
+        for group in self.groups.values():
+            if group.waiting:
+                actions += self._children.try_anew(group, now)
+        return actions
 
     def flush(self) -> list[Action]:
         """Drop the jobs that were not accepted yet."""
@@ -648,11 +657,28 @@ class Scheduler:
         And spawn the successors of children that are worn.
         """
         actions = self._children.renew(now)
+        if self._closed:
+            actions += self._give_up_waiting()
         while self.open_jobs < self.limit and self._held_until is None:
             pair = self._queues.next_pair()
             if pair is None:
                 break
             actions += self._reserve(*pair, now)
+        return actions
+
+    def _give_up_waiting(self) -> list[Action]:
+        """End jobs that no child will ever have, for the worker stops."""
+        actions: list[Action] = []
+        for group in self.groups.values():
+            if group.waiting and (not self.limit or self._children.is_barren(group)):
+                jobs = tuple(group.waiting)
+                why, _, _ = group.failure.partition("\n")
+                reason = f"no child of the group {group.name} can start"
+                reason += f": {why}" if why else ", for it has none"
+                actions.append(Stranded(group, reason, jobs))
+                lost = Lost(None, f"the worker stops, and {reason}", stranded=True)
+                for job in jobs:
+                    actions += self._settle(job, lost)
         return actions
 
     def _reserve(self, job: Job, child: Child | None, now: float) -> list[Action]:

@@ -155,6 +155,7 @@ class Supervisor:
             records.Logged: self._logged,
             records.Kill: self._kill,
             records.Unkillable: reports.unkillable,
+            records.Stranded: reports.stranded,
             records.CloseStdin: self._close_stdin,
             records.Started: self._tell,
             records.Report: self._report,

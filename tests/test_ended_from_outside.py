@@ -11,17 +11,19 @@ import re
 import signal
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from billiard.exceptions import TimeLimitExceeded
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.exceptions import TaskRevokedError
 
 from .conftest import DEADLINE, require, wait_for
 from .test_python_children import Running, get, ours
 from .worker import Project
+from .workplace import Workplace
 
 POOL = os.environ.get("CSP_TEST_POOL", "celery_subproc_pool:Pool")
 
@@ -188,3 +190,91 @@ def test_a_stop_waits_for_a_task_that_was_revoked_gently(tmp_path: Path) -> None
         assert worker.process.wait(DEADLINE) == 0
     assert ended.exists()
     assert result.state == "REVOKED"
+
+
+# -- a warm stop
+
+
+BREAKABLE = """
+import os
+app.conf.include = ["ordinary_tasks"]
+if os.path.exists({path!r}):
+    raise ImportError("no licence")
+
+@app.task(name="late", acks_late=True)
+def late():
+    return "done"
+
+@app.task(name="early")
+def early():
+    return "done"
+"""
+
+
+@ours
+def test_a_warm_stop_ends_though_an_accepted_job_waits_for_children_that_cannot_boot(
+    tmp_path: Path, broker: str
+) -> None:
+    """What was acknowledged fails; the rest stays with the broker, and is done by the next worker.
+
+    Their child ends before it has read them, and none can follow.
+    """
+    broken = tmp_path / "broken"
+    place = Workplace(tmp_path, broker, BREAKABLE.format(path=str(broken)), subproc_pool={})
+    pool = ("-P", POOL, "-c", "2")
+    with closing(place):
+        with place.project.worker(*pool) as worker:
+            children = worker.children()
+            for child in children:
+                child.suspend()
+            early, late = (place.app.send_task(name) for name in ("early", "late"))
+            wait_for(lambda: _accepted(place) == {early.id, late.id}, "both to be accepted")
+            broken.touch()
+            for child in children:
+                child.kill()
+            wait_for(lambda: worker.log.count("no licence") > 1, "children that can't boot")
+            assert worker.stop() == 0
+        with pytest.raises(WorkerLostError, match=r"the worker stops, and no child .*no licence"):
+            get(early)
+        assert re.search(
+            "The worker stops, and no child of the group python can start: .*no licence.*"
+            rf"early\[{early.id}\]",
+            worker.log,
+        )
+        assert not late.ready()
+        broken.unlink()
+        with place.project.worker(*pool):
+            assert get(late) == "done"
+
+
+@ours
+def test_a_warm_stop_waits_for_children_that_boot_slowly(tmp_path: Path, broker: str) -> None:
+    """A job that lost its child has another one, also in the course of a stop."""
+    slow, gate = tmp_path / "slow", tmp_path / "gate"
+    code = f"""
+import os
+app.conf.include = ["ordinary_tasks"]
+if os.path.exists({str(slow)!r}):
+    from ordinary_tasks import wait_for_file
+    wait_for_file({str(gate)!r})
+"""
+    place = Workplace(tmp_path, broker, code, subproc_pool={})
+    with closing(place), place.project.worker("-P", POOL, "-c", "1") as worker:
+        [child] = worker.children()
+        child.suspend()
+        result = place.app.send_task("add", (1, 2))
+        wait_for(lambda: _accepted(place) == {result.id}, "it to be accepted")
+        slow.touch()
+        child.kill()
+        wait_for(lambda: "is replaced" in worker.log, "the next child")
+        worker.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: "Warm shutdown" in worker.log, "the begin of the stop")
+        gate.touch()
+        assert worker.process.wait(DEADLINE) == 0
+        assert get(result) == 3
+
+
+def _accepted(place: Workplace) -> set[str]:
+    node = place.project.node
+    [active] = place.app.control.inspect([node], timeout=DEADLINE, limit=1).active().values()
+    return {request["id"] for request in active}

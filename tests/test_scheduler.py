@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from celery_subproc_pool.children import BACKOFF_LAST, KILL_PATIENCE, SETTLE
 from celery_subproc_pool.config import ChildSettings
@@ -40,6 +41,7 @@ from celery_subproc_pool.records import (
     SoftTimeout,
     Spawn,
     Started,
+    Stranded,
     Terminated,
     TimedOut,
     Unkillable,
@@ -1036,7 +1038,7 @@ def test_after_a_flush_jobs_are_taken_and_after_a_close_they_are_dropped() -> No
     world.scheduler.flush()
     waiting = world.submit("y")
     assert waiting.state is JobState.QUEUED
-    assert world.scheduler.close() == [Settle(waiting, Dropped(), None)]
+    assert world.scheduler.close(world.now) == [Settle(waiting, Dropped(), None)]
 
     late = Job("z", "t", "a")
     assert world.tell(world.scheduler.submit, late) == [Settle(late, Dropped(), None)]
@@ -1059,6 +1061,75 @@ def test_an_idle_child_is_stopped_gently_then_less_gently() -> None:
     assert world.tell(world.scheduler.exited, child, -9, READ_ALL) == [Forget(child)]
     assert world.at(1000.0) == []
     assert world.children() == []
+
+
+# -- a stop, and jobs that have lost their children
+
+
+def world_of_broken_boots(size: int = 1) -> tuple[World, Job]:
+    """A job that has lost its child, and children that can't boot any more."""
+    world = World(a=kind(size, handshake=True))
+    for child in world.children():
+        world.tell(world.scheduler.ready, child, READY, None)
+    job, _ = world.send()
+    while job.child is not None:
+        world.tell(world.scheduler.exited, job.child, -9, READ_NOTHING)
+    for child in world.children():
+        fail(world, child)
+    assert (job.state, job.accepted) == (JobState.QUEUED, True)
+    return world, job
+
+
+def fail(world: World, child: Child) -> list[Action]:
+    actions = world.tell(world.scheduler.boot_failed, child, "no licence\nor none that counts")
+    return actions + world.tell(world.scheduler.exited, child, 1, READ_NOTHING)
+
+
+WHY = "no child of the group a can start: no licence"
+STRANDED = Lost(None, f"the worker stops, and {WHY}", stranded=True)
+
+
+def test_a_stop_gives_up_jobs_that_no_child_can_have_after_one_more_try() -> None:
+    world, job = world_of_broken_boots()
+    # The next try is at once, whenever it would have been.
+    child = new_child(world.tell(world.scheduler.close))
+    assert job.state is JobState.QUEUED
+    actions = fail(world, child)
+    assert [action for action in actions if isinstance(action, (Stranded, Settle))] == [
+        Stranded(world.scheduler.groups["a"], WHY, (job,)),
+        Settle(job, STRANDED, None),
+    ]
+    assert world.idle()
+
+
+def test_a_stop_waits_for_a_child_that_boots_and_does_what_has_lost_its_own() -> None:
+    world, job = world_of_broken_boots()
+    child = new_child(world.tell(world.scheduler.close))
+    assert ends(world.at(50.0)) == []
+    world.tell(world.scheduler.ready, child, READY, None)
+    assert job.child is child
+
+
+def test_a_stop_gives_up_when_all_places_of_a_group_have_been_tried() -> None:
+    world, job = world_of_broken_boots(2)
+    world.tell(world.scheduler.close)
+    first, second = world.children()
+    assert ends(fail(world, first)) == []
+    assert ends(fail(world, second)) == [Settle(job, STRANDED, None)]
+
+
+def test_a_stop_gives_up_jobs_of_a_pool_of_nobody() -> None:
+    world, job = world_of_broken_boots()
+    world.scheduler.limit = 0
+    [end] = ends(world.tell(world.scheduler.close))
+    assert end == Settle(
+        job,
+        replace(
+            STRANDED,
+            reason="the worker stops, and no child of the group a can start, for it has none",
+        ),
+        None,
+    )
 
 
 # -- children that can't be killed
@@ -1564,7 +1635,7 @@ def test_no_waiting_job_gets_the_place_of_one_that_a_shutdown_has_ended() -> Non
     world.perform(world.scheduler.terminate(job, signal.SIGTERM, world.now, CancelReason.SHUTDOWN))
     world.turn()
     assert waiting.state is JobState.QUEUED
-    [end] = ends(world.note(lambda now: world.scheduler.close()))
+    [end] = ends(world.note(world.scheduler.close))
     assert end == Settle(waiting, Dropped(), None)
 
 
