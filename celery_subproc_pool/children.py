@@ -432,6 +432,13 @@ class Children:
         """Whether `child` should have exited long ago, for it was killed."""
         return child.killed and child.deadline is not None and now >= child.deadline
 
+    @staticmethod
+    def remove(child: Child) -> None:
+        """Forget `child`, which is gone, but not what it has begun."""
+        del child.group.children[child.number]
+        child.slot.jobs_begun += child.jobs_begun
+        child.group.jobs_begun += child.jobs_begun
+
     # -- time
 
     def tick(self, child: Child, now: float) -> list[Action]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from .records import Child, Exit, Group, Job, JobState, Slot
 
-__all__ = ("group_facts", "rows")
+__all__ = ("group_facts", "rows", "writes")
 
 #: The percentiles of waiting and running times that are shown.
 PERCENTILES = (50, 95, 99)
@@ -43,6 +43,39 @@ def group_facts(group: Group) -> dict[str, Any]:
             {"pid": child.pid, "state": child.state.value, "jobs": child.jobs_done}
             for child in children
         ],
+    }
+
+
+def writes(groups: Iterable[Group], active: int) -> dict[str, Any]:
+    """Return how many requests were written, in the form of prefork's ``writes``
+    (celery/concurrency/asynpool.py: `human_write_stats`, 5.3 to 5.7).
+
+    Arguments:
+        groups: all of them.
+        active: how many children have still to read the rest of one.
+
+    Returns:
+        ``total``; for each place of the groups, in their order, how many (``raw``) and which share
+        of all (``all``), and the mean of the shares (``avg``); ``strategy``, which is always that
+        of ``-O fair``; and ``inqueues``, how many children there are to write to, and how many are
+        ``active``.
+    """
+    groups = list(groups)
+    children = [child for group in groups for child in list(group.children.values())]
+    counts: Counter[Slot] = Counter()
+    for child in children:
+        counts[child.slot] += child.jobs_begun
+    slots = [slot for group in groups for slot in list(group.slots)]
+    numbers = [slot.jobs_begun + counts[slot] for slot in slots]
+    total = sum(group.jobs_begun for group in groups) + sum(counts.values())
+    shares = [number / total if total else 0.0 for number in numbers]
+    return {
+        "total": total,
+        "avg": f"{statistics.fmean(shares) if shares else 0.0:.2f}",
+        "all": ", ".join(f"{share:.2f}" for share in shares),
+        "raw": ", ".join(map(str, numbers)),
+        "strategy": "fair",
+        "inqueues": {"total": sum(child.serves for child in children), "active": active},
     }
 
 

@@ -636,6 +636,8 @@ class Pool(BasePool, control.Controlled):
         info["max-tasks-per-child"] = self.options.get("maxtasksperchild") or "N/A"
         info["put-guarded-by-semaphore"] = bool(self.putlocks)
         info["timeouts"] = (self._soft_timeout or 0, self._timeout or 0)
+        writing = supervisor.writing if supervisor is not None else 0
+        info["writes"] = facts.writes(groups.values(), writing)
         info["groups"] = {name: facts.group_facts(group) for name, group in groups.items()}
         return info
 

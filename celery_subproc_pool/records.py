@@ -422,7 +422,7 @@ class Exit(msgspec.Struct, frozen=True):
 class Slot:
     """A child's place in its group."""
 
-    __slots__ = ("child", "failures", "last_exit", "number", "spawn_at", "successor")
+    __slots__ = ("child", "failures", "jobs_begun", "last_exit", "number", "spawn_at", "successor")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -431,6 +431,8 @@ class Slot:
         self.successor: Child | None = None
         #: Children in a row that died before they did a job.
         self.failures = 0
+        #: How many jobs the children that are gone have begun.
+        self.jobs_begun = 0
         #: While cooling: when to spawn again.
         self.spawn_at: float | None = None
         self.last_exit: Exit | None = None
@@ -457,6 +459,7 @@ class Group:
         "decode",
         "degraded",
         "failure",
+        "jobs_begun",
         "jobs_done",
         "last_words",
         "name",
@@ -500,6 +503,8 @@ class Group:
         self.degraded = False
         #: How many successors of worn children boot.
         self.successors = 0
+        #: How many jobs the children that are gone have begun, also of slots that are gone.
+        self.jobs_begun = 0
         self.jobs_done = 0
         #: How many of them were throttled.
         self.throttled = 0

@@ -459,7 +459,7 @@ class Scheduler:
             ends += _overruled(job)
         child.jobs.clear()
         child.deadline = None
-        del child.group.children[child.number]
+        self._children.remove(child)
         return [*ends, *actions, Forget(child)]
 
     def unkillable(self, child: Child, reason: str, now: float) -> list[Action]:

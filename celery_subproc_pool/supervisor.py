@@ -285,6 +285,11 @@ class Supervisor:
         return [live.process.pid for live in list(self._live.values())]
 
     @property
+    def writing(self) -> int:
+        """How many children have still to read the rest of a request."""
+        return sum(live.writing for live in list(self._live.values()))
+
+    @property
     def awaited(self) -> bool:
         """Whether a child is left that will exit: one that can't be killed may not."""
         return any(not live.child.unkillable for live in list(self._live.values()))

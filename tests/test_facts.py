@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery.concurrency.asynpool import SCHED_STRATEGY_FAIR, AsynPool
 
-from celery_subproc_pool.facts import group_facts, rows
+from celery_subproc_pool.facts import group_facts, rows, writes
 from celery_subproc_pool.protocol import Ok, Ready, Throttled
 from celery_subproc_pool.records import TIMES_REMEMBERED, Child
 
@@ -123,3 +125,44 @@ def test_a_row_for_each_of_two_children_of_a_slot() -> None:
     old, new = rows([child.group], world.now, lambda child: 0)
     assert (old["slot"], old["state"], new["slot"], new["state"]) == (0, "busy", 0, "starting")
     assert old["task"]["seconds"] == 0.0, "its tracer prepares the request yet"
+
+
+def test_writes_have_the_form_of_preforks() -> None:
+    world = World(a=kind(2), b=kind(None))
+    groups = world.scheduler.groups
+    none = {"avg": "0.00", "strategy": "fair", "inqueues": {"total": 12, "active": 0}}
+    assert writes(groups.values(), 0) == {
+        **none,
+        "total": 0,
+        "all": ", ".join(["0.00"] * 12),
+        "raw": ", ".join(["0"] * 12),
+    }
+    for number in range(3):
+        job, child = world.send(str(number))
+        assert child.slot.number == 0
+        world.tell(world.scheduler.replied, child, Ok())
+        world.tell(world.scheduler.finish, job)
+    world.send("3")
+    # Its slot goes on counting with the next child.
+    world.tell(world.scheduler.exited, child, 1, READ_ALL)
+    world.send("4")
+    world.tell(world.scheduler.shrink, 9)
+    prefork = SimpleNamespace(
+        write_stats={0: 4, 1: 1, 2: 0},
+        sched_strategy=SCHED_STRATEGY_FAIR,
+        _all_inqueues={7, 8, 9},
+        _active_writes={8},
+    )
+    assert writes(groups.values(), 1) == AsynPool.human_write_stats(prefork)
+
+
+def test_writes_to_slots_that_are_gone_count_on() -> None:
+    world = World(limit=2, a=kind(None))
+    job, child = world.send()
+    world.tell(world.scheduler.replied, child, Ok())
+    world.tell(world.scheduler.finish, job)
+    world.tell(world.scheduler.shrink, 2)
+    for each in world.children():
+        world.tell(world.scheduler.exited, each, 0, READ_ALL)
+    facts = writes(world.scheduler.groups.values(), 0)
+    assert (facts["total"], facts["avg"], facts["all"], facts["raw"]) == (1, "0.00", "", "")

@@ -745,6 +745,12 @@ def test_inspect(shared_worker: Site) -> None:
     assert stats["implementation"] == "celery_subproc_pool:Pool"
     assert {*stats["processes"]} >= {*pids.values()}
     assert (stats["max-tasks-per-child"], stats["timeouts"]) == ("N/A", [0, 0])
+    # As dashboards read prefork's.
+    writes = stats["writes"]
+    assert writes["total"] == sum(map(int, writes["raw"].split(", "))) >= 3
+    assert len(writes["all"].split(", ")) == 4
+    assert (writes["avg"], writes["strategy"]) == ("0.25", "fair")
+    assert writes["inqueues"] == {"total": 4, "active": 0}
     groups = stats["groups"]
     assert groups["obeys"]["states"] == groups["python"]["states"] == {"idle": 2}
     assert groups["obeys"]["throttled"] >= 1
