@@ -214,6 +214,37 @@ def test_a_job_that_is_terminated_costs_its_child_nothing_if_it_answers(
         assert [type(change) for change in running.changes] == [records.Started]
 
 
+INTERRUPTED = """
+import json, signal, sys
+class Over(Exception): ...
+def over(*_): raise Over
+signal.signal(signal.SIGUSR1, over)
+for line in sys.stdin:
+    request = json.loads(line)
+    try:
+        open(request["payload"]["args"][0], "w").close()
+        signal.pause()
+    except Over:
+        print(json.dumps({"id": request["id"], "status": "error"}), flush=True)
+"""
+
+
+def test_a_revoke_by_its_soft_signal_costs_a_child_nothing_if_it_answers(tmp_path: Path) -> None:
+    """Two in a row, to the same child."""
+    argv = [sys.executable, "-I", "-S", "-c", INTERRUPTED]
+    with Engine(argv, soft_timeout_signal="SIGUSR1") as running:
+        [pid] = running.pids
+        for name in ("first", "second"):
+            begun = tmp_path / name
+            job = running.begin(str(begun), task_id=name)
+            running.turn_until(begun.exists, "its begin")
+            running.supervisor.terminate(job, signal.SIGUSR1, CancelReason.REVOKED)
+            assert running.outcome_of(job) == records.Terminated(signal.SIGUSR1)
+            running.turn_until(lambda: running.overruled_jobs, "its answer")
+            assert running.overruled_jobs.pop() is job
+        assert running.pids == [pid]
+
+
 def test_a_soft_limit_reaches_the_child_as_a_message() -> None:
     with engine() as running:
         started(running)

@@ -37,6 +37,7 @@ pytestmark = pytest.mark.skipif(
 #: It does nothing but what its first argument says; to end it, one must have the right.
 CHILD = """
 echo $$ >> "$PIDS"
+while [ "$1" = stuck ]; do sleep 1; done
 while IFS= read -r line; do
     case $line in
         *hang*) trap '' TERM; while :; do sleep 1; done ;;
@@ -65,7 +66,7 @@ class Unprivileged(Project):
 class Place:
     """A project and the pids of the children that it has had."""
 
-    def __init__(self, directory: Path, broker: str | None, **settings: Any) -> None:
+    def __init__(self, directory: Path, broker: str | None, *words: str, **settings: Any) -> None:
         program = directory / "as_other"
         assert SETPRIV is not None
         shutil.copy(SETPRIV, program)
@@ -75,7 +76,7 @@ class Place:
         self._pids = directory / "pids"
         self._pids.touch()
         self._pids.chmod(0o666)
-        argv = [*self.as_other, "sh", "-c", CHILD]
+        argv = [*self.as_other, "sh", "-c", CHILD, "sh", *words]
         child = {"argv": argv, "env": {"PIDS": str(self._pids)}, "tasks": ["do.it"], **settings}
         conf: dict[str, Any] = {"subproc_pool": {"children": {"sudo": child}}}
         if broker is None:
@@ -185,3 +186,12 @@ def test_a_soft_limit_that_such_a_python_child_cannot_be_told_of_costs_it_nothin
     assert "failed" not in worker.log
     assert "is replaced" not in worker.log
     assert left_behind(worker) == []
+
+
+def test_a_start_fails_though_such_a_child_that_never_boots_stays(directory: Path) -> None:
+    place = Place(directory, None, "stuck", size=1, handshake=True, start_timeout=1.0)
+    done = place.project.run("worker", *POOL, "-c", "1")
+    assert done.returncode != 0
+    assert "The pool can't start: no child of the group sudo came up: it was not" in done.stdout
+    assert re.search(r"leaves children behind that it can't kill: pid \d+\.", done.stdout)
+    place.end_all()
