@@ -17,8 +17,9 @@ that it works::
 A child is BUSY while it has a job in hand, also if it could have more: most have one at a time, and
 those that said so in their handshake up to their `capacity`.
 
-A busy child whose successor serves already goes on until its jobs have ended. A worn child goes on
-serving until its successor is ready, but one that did `max_jobs` jobs: that is a promise.
+A busy child whose successor serves already goes on until its jobs have ended, and so does one that
+takes no more requests, but still answers those that it has: it drains. A worn child goes on serving
+until its successor is ready, but one that did `max_jobs` jobs: that is a promise.
 
 A child with a handshake has proved itself when it is ready; any other when it has lived for
 `SETTLE` seconds, or replied.
@@ -263,6 +264,9 @@ class Children:
         child.jobs_done += 1
         child.group.jobs_done += 1
         child.has_read = True
+        if child.state is ChildState.STOPPING or child.drains:
+            # It is nobody's successor, and needs none any more.
+            return []
         if not child.worn:
             # Otherwise they are those of its successors, until one takes its place.
             child.slot.failures = 0
@@ -359,7 +363,7 @@ class Children:
             reason: why, in words.
             jobs: what it had in hand.
             now: the time.
-            state: GONE if its process is.
+            state: GONE if its process is; BUSY if it is to end its jobs first.
         """
         child.reason = reason
         group, slot = child.group, child.slot
@@ -368,7 +372,10 @@ class Children:
         if child.state is ChildState.STARTING:
             child.deadline = None
         self._withdraw(child, state)
-        group.replaced[cause] += 1
+        if not child.drains:
+            # Otherwise it was counted before.
+            group.replaced[cause] += 1
+        child.drains = state is ChildState.BUSY
         slot.last_exit = Exit(child.pid, reason, now)
         served, awaited = slot.child is child, slot.successor is child
         if served:
@@ -411,7 +418,8 @@ class Children:
         child.group.available.pop(child, None)
         child.settle_at = child.retire_at = None
         self._worn.pop(child, None)
-        self.move(child, state)
+        if state is not child.state:
+            self.move(child, state)
 
     def escalate_at(self, child: Child, deadline: float, terminating: bool) -> None:
         """At `deadline`, kill `child`, with SIGTERM first unless it has been `terminating`."""

@@ -291,6 +291,7 @@ class Child:
     __slots__ = (
         "capacity",
         "deadline",
+        "drains",
         "ended",
         "enough_jobs",
         "features",
@@ -370,6 +371,9 @@ class Child:
         self.deadline: float | None = None
         #: Whether SIGTERM has been sent already while stopping.
         self.terminating = False
+        #: Whether it takes no more requests, and is busy with those that it has. Its slot is
+        #: another's.
+        self.drains = False
         #: Why it is being stopped.
         self.reason = ""
 
@@ -546,8 +550,8 @@ class Accept(msgspec.Struct, frozen=True):
 
 
 class Write(msgspec.Struct, frozen=True):
-    """Write the request of `job` to `child`; answer with `written`, or `unwritten` if no byte
-    could be."""
+    """Write the request of `job` to `child`; answer with `written`, or, once the child was heard
+    out, `unwritten` if no byte could be."""
 
     child: Child
     job: Job

@@ -48,10 +48,11 @@ def replaced(report: Report, facts: ChildFacts | None) -> None:
     serves_on = old is not None and old is not child and old.worn and old.serves
     tail = " | ".join(facts.stderr) if facts is not None else ""
     logger.warning(
-        "Child %s is replaced: %s%s%s%s%s",
+        "Child %s is replaced: %s%s%s%s%s%s",
         _name(child),
         report.reason,
         _jobs(report.jobs),
+        "; it may still end those that it has begun" if child.drains else "",
         f"; pid {old.pid}, which it was to follow, serves on" if old and serves_on else "",
         f"; the next one starts in {report.delay:.1f} s; {_strength(child.group)}"
         if report.delay

@@ -25,6 +25,9 @@ be told to cancel it, or has other jobs too: then it stays in the child's hands,
 until the child answers or `cancel_grace` is over. So it does, until `stop_timeout` is over, if it
 is revoked by the signal that tells the child of soft time limits.
 
+A reply counts whenever it comes: a child that takes no more requests is left to answer those that
+it has, within their limits, and one that is being ended is heard until it has.
+
 What becomes of children, and when the next one is spawned, is decided by `children`.
 """
 
@@ -36,7 +39,7 @@ from collections.abc import Callable, Iterable
 from .children import Children
 from .crashes import Crashes
 from .limits import Alarm, Limits
-from .protocol import CancelReason, Feature, Log, Progress, Ready, Reply, Throttled
+from .protocol import CancelReason, Error, Feature, Log, Progress, Ready, Reply, Throttled
 from .queues import Queues
 from .records import (
     Accept,
@@ -294,9 +297,9 @@ class Scheduler:
 
     def replied(self, child: Child, reply: Reply, now: float) -> list[Action]:
         """`child` wrote a final reply."""
-        if child.state is ChildState.STOPPING:
-            return []
         job = self._asked(child, reply.id)
+        if child.state is ChildState.STOPPING and not self._still_counts(job, reply):
+            return []
         if job is None:
             return self.faulted(child, _astray(child, reply, "reply"), now)
         actions: list[Action] = []
@@ -309,6 +312,17 @@ class Scheduler:
         actions += self._children.replied(child, bool(reply.retire), now)
         actions += self._children.release(child, job, now)
         return actions
+
+    def _still_counts(self, job: Job | None, reply: Reply) -> bool:
+        """Whether `reply`, of a child that is being ended, is the end of `job`.
+
+        After a fault, no job is left for it to end; nor is one that was ended itself. One that
+        shares its child's fate may have succeeded before; that it failed may be due to the end.
+        When the pool stops, all jobs that are left are given back.
+        """
+        if self._children.stopping or isinstance(reply, Error):
+            return False
+        return job is not None and job.state is JobState.SENT
 
     def progressed(self, child: Child, progress: Progress, now: float) -> list[Action]:
         """`child` told how far a job is."""
@@ -400,10 +414,36 @@ class Scheduler:
         self._limits.hear(job, child, now)
         return []
 
-    def unwritten(self, child: Child, reason: str, now: float) -> list[Action]:
-        """A request could not be written, or not to its end: a job of which `child` has read no
-        byte goes to another one."""
-        return self._expect_exit(child, reason, now)
+    def unwritten(self, child: Child, reason: str, read: int, now: float) -> list[Action]:
+        """A request could not be written, or not to its end, and no other can be: a job of which
+        `child` has read no byte goes to another one.
+
+        Arguments:
+            child: the child.
+            reason: why, in words.
+            read: how many bytes of what was written to it, it has read; it will read no more.
+            now: the time.
+        """
+        if child.state is not ChildState.BUSY:
+            return self._expect_exit(child, reason, now)
+        self._take_back_unread(child, read)
+        sent = [job for job in child.jobs.values() if job.state is not JobState.RESERVED]
+        if not sent:
+            return self._expect_exit(child, reason, now)
+        # It may answer, though it takes no more: it has until the limits of its jobs.
+        actions = self._vacate(child, Cause.EXITED, reason, now, ChildState.BUSY)
+        if not any(job.offset + len(job.request or b"") <= read for job in sent):
+            # It has read none to its end, and can do no more than say so.
+            stop_timeout = child.group.settings.stop_timeout
+            self._children.escalate_at(child, now + stop_timeout, terminating=False)
+        return actions
+
+    @staticmethod
+    def _take_back_unread(child: Child, read: int) -> None:
+        """Let what `child` has not read a byte of be as if it had never been written."""
+        for job in child.jobs.values():
+            if job.state is JobState.SENT and job.offset >= read:
+                job.state = JobState.RESERVED
 
     def stdout_closed(self, child: Child, now: float) -> list[Action]:
         """`child` closed its stdout: it exits, or has lost its use. Its exit status says more."""
@@ -434,15 +474,12 @@ class Scheduler:
             read: how many bytes of what was written to it, it has read.
             now: the time.
         """
-        for job in child.jobs.values():
-            if job.state is JobState.SENT and job.offset >= read:
-                # It can't have begun what it has not read a byte of.
-                job.state = JobState.RESERVED
+        self._take_back_unread(child, read)
         actions: list[Action] = []
         seen_before = child.reason
         killed = status == -signal.SIGKILL and not child.killed
         reason = f"it exited: {describe_exit(status, killed)}"
-        if child.state is not ChildState.STOPPING:
+        if child.state is not ChildState.STOPPING and not child.drains:
             actions += self._vacate(child, _cause_of_exit(child), reason, now, ChildState.GONE)
         else:
             self._children.move(child, ChildState.GONE)

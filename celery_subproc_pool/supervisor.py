@@ -521,7 +521,7 @@ class Supervisor:
             if process.written > offset:
                 self.scheduler.written(child, job, offset, self._clock())
         if not put:
-            self._unwritten(live, "it closed its stdin")
+            self._give_up_writing(live)
 
     def _hear_first(self, live: LiveChild) -> bool:
         """Take in what a child wrote before its next request; return whether it can have that."""
@@ -530,7 +530,7 @@ class Supervisor:
         if not process.is_silent():
             early = b"" if process.stdout is None else process.read(process.stdout)
             if early == b"":
-                self._unwritten(live, "it closed its stdout")
+                self._actions.extend(self.scheduler.stdout_closed(child, self._clock()))
                 return False
         if not early and not live.has_open_line:
             # Most often.
@@ -544,8 +544,17 @@ class Supervisor:
         self._actions.extend(self.scheduler.faulted(child, reason, self._clock()))
         return False
 
-    def _unwritten(self, live: LiveChild, reason: str) -> None:
-        self._actions.extend(self.scheduler.unwritten(live.child, reason, self._clock()))
+    def _give_up_writing(self, live: LiveChild) -> None:
+        """A child has closed its stdin: hear it out, for that may be its answer."""
+        process = live.process
+        if process.stdout is not None:
+            for data in process.read_rest(process.stdout):
+                self._feed(live, data)
+        self._actions.extend(
+            self.scheduler.unwritten(
+                live.child, "it closed its stdin", process.read_bytes(), self._clock()
+            )
+        )
 
     def _put(self, live: LiveChild, line: bytes) -> bool:
         """Write `line` to a child's stdin, the rest of it when there is room. As
@@ -659,7 +668,7 @@ class Supervisor:
 
     def _on_stdin(self, live: LiveChild) -> None:
         if not live.process.write_more():
-            self._unwritten(live, "it closed its stdin")
+            self._give_up_writing(live)
         if not live.process.unwritten:
             self._stop_writing(live)
 

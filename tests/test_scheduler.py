@@ -111,7 +111,8 @@ class World:
                 todo.extend(self.scheduler.written(child, job, len(BOOT), self.now))
             elif isinstance(action, Write):
                 event: Callable[..., list[Action]] = getattr(self.scheduler, self.writes)
-                todo.extend(event(action.child, "third", self.now))
+                read = [READ_NOTHING] if self.writes == "unwritten" else []
+                todo.extend(event(action.child, "third", *read, self.now))
         return done
 
     def _spawn(self, child: Child) -> list[Action]:
@@ -479,7 +480,7 @@ def test_what_a_child_says_while_it_is_stopped_is_not_heard() -> None:
     assert world.tell(world.scheduler.replied, child, Ok()) == []
     assert world.tell(world.scheduler.faulted, child, "second") == []
     assert world.tell(world.scheduler.stdout_closed, child) == []
-    assert world.tell(world.scheduler.unwritten, child, "third") == []
+    assert world.tell(world.scheduler.unwritten, child, "third", READ_NOTHING) == []
     assert child.reason == "first"
 
 
@@ -1488,7 +1489,7 @@ def test_a_job_whose_children_end_before_they_read_it_is_given_up() -> None:
 def test_an_idle_child_that_is_found_closed_is_replaced() -> None:
     world = World(a=kind())
     (child,) = world.children()
-    world.tell(world.scheduler.unwritten, child, "it closed its stdin")
+    world.tell(world.scheduler.unwritten, child, "it closed its stdin", READ_NOTHING)
     assert child.state is ChildState.STOPPING
     assert world.children()[0].reason == "it closed its stdin"
 

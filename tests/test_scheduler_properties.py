@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from celery_subproc_pool.config import ChildSettings
-from celery_subproc_pool.protocol import Log, Ok, Progress, Ready
+from celery_subproc_pool.protocol import Error, Log, Ok, Progress, Ready, Reply
 from celery_subproc_pool.records import (
     Accept,
     Action,
@@ -61,7 +61,7 @@ class Process:
         #: How many bytes were written to it, and where the request of each job begins.
         self.written = 0
         self.offsets: dict[Job, int] = {}
-        self.stdout_open = True
+        self.stdin_open = self.stdout_open = True
         self.killed = False
         #: Whether it has still to say that it is ready.
         self.boots = child.group.settings.handshake
@@ -152,6 +152,7 @@ class World(RuleBasedStateMachine):
         self.accepts: Counter[Job] = Counter()
         self.answers: Counter[Job] = Counter()
         self.ends: Counter[Job] = Counter()
+        self.answered: dict[Job, Reply] = {}
         self.writes: Counter[tuple[Job, Child]] = Counter()
         self.written_to: dict[Job, Child] = {}
         self.note(self.scheduler.start)
@@ -164,6 +165,8 @@ class World(RuleBasedStateMachine):
 
     def keep(self, actions: list[Action]) -> None:
         for action in actions:
+            if isinstance(action, Settle) and isinstance(action.outcome, Answered):
+                self.answered[action.job] = action.outcome.reply
             if isinstance(action, Accept):
                 self.accepts[action.job] += 1
             elif self.is_answer(action):
@@ -273,10 +276,13 @@ class World(RuleBasedStateMachine):
         assert process is not None, "the process is there"
         outcome, self.next_write = self.next_write, "written"
         if not process.stdout_open or process.killed:
-            outcome = "unwritten"
-        if outcome == "unwritten":
             process.stdout_open = False
-            self.note(self.scheduler.unwritten, child, "it closed its stdin")
+            self.note(self.scheduler.stdout_closed, child)
+        elif outcome == "unwritten" or not process.stdin_open:
+            # It may answer what it has read, all the same.
+            process.stdin_open = False
+            end = self.stop_reading(process, child.number % 4)
+            self.note(self.scheduler.unwritten, child, "it closed its stdin", end)
         elif outcome == "unsolicited" and not child.may_speak:
             self.note(self.scheduler.faulted, child, "it wrote too early")
         else:
@@ -413,9 +419,10 @@ class World(RuleBasedStateMachine):
         pick=PICK,
         with_id=st.booleans(),
         retire=st.sampled_from([None, None, None, True]),
+        well=st.sampled_from([True, True, False]),
         turn=st.booleans(),
     )
-    def reply(self, pick: int, with_id: bool, retire: bool | None, turn: bool) -> None:
+    def reply(self, pick: int, with_id: bool, retire: bool | None, well: bool, turn: bool) -> None:
         if self.told_by_threads:
             self.end_turn()
         asked = [each for each in self.processes if each.asked and each.stdout_open]
@@ -424,12 +431,23 @@ class World(RuleBasedStateMachine):
         process = asked[pick % len(asked)]
         # In any order.
         task_id = list(process.asked)[pick // 7 % len(process.asked)]
-        del process.asked[task_id]
-        named = with_id or process.child.capacity > 1
-        reply = Ok(id=task_id if named else None, retire=retire)
-        self.by_process(self.scheduler.replied, process.child, reply)
+        self.answer(process, task_id, with_id, retire, well)
         if turn:
             self.end_turn()
+
+    def answer(
+        self, process: Process, task_id: str, with_id: bool, retire: bool | None, well: bool
+    ) -> None:
+        job = process.asked.pop(task_id)
+        named = with_id or process.child.capacity > 1
+        reply = (Ok if well else Error)(id=task_id if named else None, retire=retire)
+        awaited = job.state is JobState.SENT
+        ending = process.child.state is ChildState.STOPPING
+        self.by_process(self.scheduler.replied, process.child, reply)
+        if awaited and (well or not ending):
+            assert self.answered[job] is reply, "a reply that came counts"
+        else:
+            assert self.answered.get(job) is not reply, "what is over is over"
 
     @precondition(lambda self: any(process.asked for process in self.processes))
     @rule(pick=PICK, log=st.booleans(), turn=st.booleans())
@@ -511,24 +529,38 @@ class World(RuleBasedStateMachine):
         pick=PICK,
         status=st.sampled_from([0, 1, -11]),
         read=st.sampled_from([0, 0, 1, 2, 9]),
+        answers=st.integers(0, 2),
         turn=st.booleans(),
     )
-    def exit(self, pick: int, status: int, read: int, turn: bool) -> None:
+    def exit(self, pick: int, status: int, read: int, answers: int, turn: bool) -> None:
         if self.told_by_threads:
             self.end_turn()
-        self.exit_of(self.some_process(pick), status, read)
+        process = self.some_process(pick)
+        for task_id in list(process.asked)[:answers] if process.stdout_open else ():
+            # What it wrote is heard before its exit is seen.
+            self.answer(process, task_id, True, None, True)
+        self.exit_of(process, status, read)
         if turn:
             self.end_turn()
 
     def exit_of(self, process: Process, status: int, read: int = 9) -> None:
         """It exits, and has read the first `read` requests of those that it has not answered."""
         self.processes.remove(process)
-        unread = list(process.asked.values())[read:]
-        for job in unread:
-            # The worker took back what stood in the pipe still: it was never written.
+        self.by_process(
+            self.scheduler.exited, process.child, status, self.stop_reading(process, read)
+        )
+
+    def stop_reading(self, process: Process, read: int) -> int:
+        """It reads no more than the first `read` requests of those that it has not answered. Return
+        how many bytes it has read in all."""
+        unread = list(process.asked.items())[read:]
+        for task_id, job in unread:
+            # The worker takes back what stands in the pipe still: it was never written.
             self.written_to.pop(job, None)
-        end = process.offsets[unread[0]] if unread else process.written
-        self.by_process(self.scheduler.exited, process.child, status, end)
+            del process.asked[task_id]
+        if unread:
+            process.written = process.offsets[unread[0][1]]
+        return process.written
 
     @rule(outcome=st.sampled_from(["unwritten", "unsolicited"]))
     def spoil_the_next_write(self, outcome: str) -> None:
@@ -712,6 +744,9 @@ class World(RuleBasedStateMachine):
 
     def let_all_go_well(self) -> None:
         for process in [process for process in self.processes if process.killed]:
+            for task_id in list(process.asked):
+                # It was done when it was killed for another.
+                self.answer(process, task_id, True, None, True)
             self.exit_of(process, -9)
         for process in [process for process in self.processes if process.stdout_open]:
             for task_id in process.asked:
