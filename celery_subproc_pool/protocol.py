@@ -285,6 +285,12 @@ _traced: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Traced)
 _greetings: msgspec.json.Decoder[Ready | Fatal] = msgspec.json.Decoder(Ready | Fatal)
 _encoder = msgspec.json.Encoder()
 
+#: What some languages take for the end of a line beside a newline, and JSON does not: as it stands
+#: in UTF-8, and escaped.
+_LINE_ENDS = tuple(
+    (character.encode(), b"\\u%04x" % ord(character)) for character in "\u2028\u2029\x85"
+)
+
 
 def decode_reply(line: bytes) -> Message:
     """Decode one line of an external child's stdout.
@@ -380,12 +386,24 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def encode(message: Any) -> bytes:
-    """Encode `message`, a struct or mapping, as a line.
+    """Encode `message`, a struct or mapping, as a line: one for whatever may count as the end of
+    a line elsewhere.
 
     Raises:
         TypeError, ValueError, RecursionError or msgspec.MsgspecError: JSON can't hold it.
     """
-    return _encoder.encode(message) + b"\n"
+    line = _encoder.encode(message)
+    # One byte is found much faster than several, and most texts have none of these two.
+    if 0xE2 in line or 0xC2 in line:
+        line = _escape_line_ends(line)
+    return line + b"\n"
+
+
+def _escape_line_ends(line: bytes) -> bytes:
+    """Return `line` without U+2028, U+2029 and U+0085: only strings can have held them."""
+    for raw, escaped in _LINE_ENDS:
+        line = line.replace(raw, escaped)
+    return line
 
 
 def encode_request(task_id: str, payload: Mapping[str, Any]) -> bytes:

@@ -307,6 +307,11 @@ WRITTEN = {
     "a big negative integer": (-(10**40), b"-1" + b"0" * 40),
     "text beyond ASCII": ("é😀", '"é😀"'.encode()),
     "text with newlines": ("a\nb\r\x00", rb'"a\nb\r\u0000"'),
+    "text with what Unicode takes for the end of a line": (
+        "a\u2028b\u2029c\x85\xa0\u201d",
+        rb'"a\u2028b\u2029c\u0085' + '\xa0\u201d"'.encode(),
+    ),
+    "such a text as a key": ({"\u2028": "\\\x85"}, rb'{"\u2028":"\\\u0085"}'),
     "a key that is a number": ({1: 2}, b'{"1":2}'),
     "a key that is a date": ({date(2024, 1, 2): 1}, b'{"2024-01-02":1}'),
 }
@@ -329,10 +334,13 @@ def test_a_request_is_byte_for_byte_what_the_protocol_says() -> None:
 @unhurried
 @given(value=JSON_VALUES)
 def test_a_request_is_one_line_whatever_the_text(value: Any) -> None:
-    line = encode_request("a\nb", {"args": [value], "a\nb": "\n"})
+    line = encode_request("a\nb", {"args": [value, "\u2028\x85"], "a\nb": "\n"})
     assert line.endswith(b"}\n")
-    assert line.count(b"\n") == 1
-    assert json.loads(line)["id"] == "a\nb"
+    # Also for those who take more than a newline for the end of one.
+    assert len(line.decode().splitlines()) == 1
+    request = json.loads(line)
+    assert request["id"] == "a\nb"
+    assert request["payload"]["args"][1] == "\u2028\x85"
 
 
 def endless() -> list[Any]:
