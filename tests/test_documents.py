@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -46,15 +47,21 @@ SHELL = Example(PROTOCOL, "### Shell", "sh", 0, "sh")
 FIRST = Example("README.md", "## A first child", "ruby", 0, "ruby")
 
 
-def engine(example: Example, directory: Path) -> Engine:
-    """Return an engine with one child, which is `example` to the letter."""
+def engine(example: Example, directory: Path, *more: str) -> Engine:
+    """Return an engine with one child, which is `example` to the letter, but that its task does
+    `more` first, if there is any."""
     program = shutil.which(example.program)
     if program is None:
         pytest.skip(f"{example.program} is not installed")
     _, _, section = (ROOT / example.document).read_text().partition(f"\n{example.heading}")
     code = re.findall(rf"^```{example.language}\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
     script = directory / "child"
-    script.write_text(code[example.number])
+    text = code[example.number]
+    for statement in more:
+        greeting = re.compile(r"^( *)(?=(?:return )?f?[\"`]Hello, )", re.MULTILINE)
+        text, count = greeting.subn(rf"\1{statement}\n\1", text)
+        assert count == 1
+    script.write_text(text)
     return Engine(
         [program, str(script)],
         limit=2,
@@ -81,6 +88,106 @@ def test_a_child_to_start_from_greets(name: str, tmp_path: Path) -> None:
         assert answer(pool.outcome_of(second)) == protocol.Ok(id="2", result=hello)
 
 
+#: How each language has the task do something for the name `odd`, and what JSON can't hold.
+IF_ODD = {
+    "python": "if name == 'odd': {}",
+    "asyncio": "if name == 'odd': {}",
+    "ruby": "{} if name == 'odd'",
+    "node": "if (name === 'odd') {{ {} }}",
+    "node, many": "if (name === 'odd') {{ {} }}",
+    "perl": "if ($name eq 'odd') {{ {} }}",
+}
+NO_JSON = {
+    "python": (
+        "import datetime; return datetime.date(2026, 1, 2)",
+        "return chr(0xd83d)",
+        "return float('nan')",
+        "raise ValueError(chr(0xd83d))",
+    ),
+    "asyncio": (
+        "import datetime; return datetime.date(2026, 1, 2)",
+        "return chr(0xd83d)",
+        "return float('nan')",
+        "raise ValueError(chr(0xd83d))",
+        "raise asyncio.CancelledError()",
+        "return {(): 1}",
+    ),
+    "ruby": (
+        "return 255.chr",
+        "return 0.0 / 0",
+        "raise 255.chr",
+        "raise 255.chr.force_encoding('UTF-8')",
+        "raise 252.chr.force_encoding('ISO-8859-1')",
+        "a = []; return a << a",
+    ),
+    "node": (
+        "return 1n;",
+        "const a = []; a.push(a); return a;",
+        "throw new Error(String.fromCharCode(0xd83d));",
+        "throw 1n;",
+        "throw null;",
+    ),
+    "perl": (
+        "return bless {}, 'Thing';",
+        "return sub {};",
+        "die bless {}, 'Thing';",
+        "die chr 255;",
+        "die chr 0xd83d;",
+        "die;",
+    ),
+}
+NO_JSON["node, many"] = NO_JSON["node"]
+
+
+@pytest.mark.parametrize(
+    ("name", "statement"), [(name, each) for name, all_ in NO_JSON.items() for each in all_]
+)
+def test_a_child_to_start_from_survives_what_json_cannot_hold(
+    name: str, statement: str, tmp_path: Path
+) -> None:
+    odd = IF_ODD[name].format(statement)
+    with engine(GREETERS[name], tmp_path, odd) as pool:
+        reply = answer(pool.outcome_of(begin(pool, "1", "odd")))
+        assert isinstance(reply, protocol.Error)
+        assert reply.message
+        [pid] = pool.pids
+        hello = protocol.Ok(id="2", result="Hello, Ada")
+        assert answer(pool.outcome_of(begin(pool, "2", "Ada"))) == hello
+        assert pool.pids == [pid]
+
+
+@pytest.mark.parametrize(
+    ("name", "statement"),
+    [
+        ("node", "return String.fromCharCode(0xd83d);"),
+        ("node, many", "return String.fromCharCode(0xd83d);"),
+        ("perl", "return chr 0xd83d;"),
+    ],
+)
+def test_a_child_to_start_from_mends_half_of_a_character(
+    name: str, statement: str, tmp_path: Path
+) -> None:
+    with engine(GREETERS[name], tmp_path, IF_ODD[name].format(statement)) as pool:
+        mended = protocol.Ok(id="1", result="\ufffd")
+        assert answer(pool.outcome_of(begin(pool, "1", "odd"))) == mended
+
+
+@pytest.mark.parametrize("name", GREETERS)
+def test_a_child_to_start_from_takes_a_newline_alone_for_the_end(name: str, tmp_path: Path) -> None:
+    """Whatever its language takes for another: the worker escapes it, others might not."""
+    odd = "a\u2028b\u2029c\x85d\u000b\u000ce\r"
+    line = json.dumps(
+        {"id": "1", "payload": {"task": "greet", "args": [odd], "kwargs": {}}}, ensure_ascii=False
+    )
+    with engine(GREETERS[name], tmp_path) as pool:
+        job = pool.submit("1")
+        pool.supervisor.post(pool.supervisor.scheduler.provide, job, f"{line}\n".encode())
+        hello = protocol.Ok(id="1", result=f"Hello, {odd}")
+        assert answer(pool.outcome_of(job)) == hello
+        hello = protocol.Ok(id="2", result=f"Hello, {odd}")
+        assert answer(pool.outcome_of(begin(pool, "2", odd))) == hello
+
+
 @pytest.mark.parametrize("name", ["python", "ruby", "node", "perl"])
 def test_a_child_to_start_from_survives_an_error(name: str, tmp_path: Path) -> None:
     with engine(GREETERS[name], tmp_path) as pool:
@@ -105,3 +212,7 @@ def test_the_shell_child_hands_jobs_on(tmp_path: Path) -> None:
 def test_the_first_child_doubles(tmp_path: Path) -> None:
     with engine(FIRST, tmp_path) as pool:
         assert answer(pool.outcome_of(begin(pool, "1", 21))) == protocol.Ok(id="1", result=42)
+        [pid] = pool.pids
+        assert isinstance(answer(pool.outcome_of(begin(pool, "2", None))), protocol.Error)
+        assert answer(pool.outcome_of(begin(pool, "3", "ü"))) == protocol.Ok(id="3", result="üü")
+        assert pool.pids == [pid]
