@@ -469,8 +469,8 @@ class Children:
         settings = child.group.settings
         if child.state is ChildState.STARTING:
             reason = child.reason or (
-                f"it was not ready within {settings.start_timeout:g} s (start_timeout): it did not"
-                ' write {"status":"ready","protocol":1}, as its group\'s handshake asks it to'
+                f"it was not ready within {settings.start_timeout:g} s (start_timeout):"
+                f" {_instead_of_ready(child)}"
             )
             actions = self.vacate(child, Cause.NOT_STARTED, reason, (), now)
             return [self.kill(child, signal.SIGKILL, now), *actions]
@@ -565,3 +565,14 @@ class Children:
             and (child.state is ChildState.STOPPING or not child.slot.failures)
             for child in self
         )
+
+
+def _instead_of_ready(child: Child) -> str:
+    """Say what `child`, which is to greet, has done instead."""
+    return (
+        child.unfinished
+        or child.near_greeting
+        or (
+            'it did not write {"status":"ready","protocol":1}, as its group\'s handshake asks it to'
+        )
+    )

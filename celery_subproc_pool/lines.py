@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from .printing import QUOTED_BYTES, printable
+from .printing import QUOTED_BYTES, printable, quote
 
 __all__ = ("LineBuffer", "StderrLines")
 
@@ -63,6 +63,13 @@ class LineBuffer:
     def has_open(self) -> bool:
         """Whether something has come of an unfinished line."""
         return bool(self._open)
+
+    def quote_open(self) -> str:
+        """Return the start of an unfinished line as text that is safe to log; empty if there is
+        none."""
+        # No piece is empty.
+        start = b"".join(self._open[:QUOTED_BYTES])
+        return quote(start, self._open_bytes) if start else ""
 
     def take_open(self) -> bytes:
         """Return what has come of an unfinished line, and forget it."""

@@ -18,7 +18,7 @@ from .child import ChildProcess
 from .errors import ProtocolFault
 from .lines import LineBuffer, StderrLines
 from .printing import printable
-from .protocol import Fatal, Log, Message, Ready, decode_greeting
+from .protocol import Fatal, Log, Message, Ready, around_greeting, decode_greeting
 from .records import Child, ChildState, Job
 
 __all__ = ("ChildFacts", "LiveChild")
@@ -84,6 +84,7 @@ class LiveChild:
         self.gone = False
         self._greets = child.group.settings.handshake
         self._lines = LineBuffer(child.group.settings.max_message_bytes)
+        child.open_line = self._lines.quote_open
         self._stderr = StderrLines()
         self._logger = logging.getLogger(f"celery_subproc_pool.child.{child.group.name}")
 
@@ -99,6 +100,7 @@ class LiveChild:
                 greeting = decode_greeting(line)
                 if greeting is None:
                     self._log([printable(line.decode(errors="replace"))])
+                    self.child.near_greeting = around_greeting(line) or self.child.near_greeting
                 else:
                     yield greeting
             else:

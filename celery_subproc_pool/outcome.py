@@ -104,10 +104,13 @@ def _throttle(task: Task, reply: protocol.Throttled, most: int | None) -> NoRetu
 
 def protocol_fault(reason: str, facts: ChildFacts | None) -> ProtocolFault:
     """Return the error of a job whose child broke the protocol; it tells a person what to do."""
-    return ProtocolFault(
-        f"{_who(facts)} broke the protocol: {reason}. Its stdout is reserved for the protocol's"
-        f" messages, one a line: it must print everything else to stderr.{_tail(facts)}"
+    advice = (
+        " Its stdout is reserved for the protocol's messages, one a line: it must print everything"
+        " else to stderr."
     )
+    if protocol.is_explained(reason):
+        advice = ""
+    return ProtocolFault(f"{_who(facts)} broke the protocol: {reason}.{advice}{_tail(facts)}")
 
 
 def exception(outcome: Lost | Terminated, facts: ChildFacts | None) -> Exception:

@@ -29,11 +29,17 @@ def visible(text: str) -> str:
     return "".join(each if each.isprintable() else _escaped(each) for each in text)
 
 
-def quote(line: bytes) -> str:
-    """Return the start of `line` (200 bytes at most) as text that is safe to log."""
-    if len(line) <= QUOTED_BYTES:
+def quote(line: bytes, length: int | None = None) -> str:
+    """Return the start of `line` (200 bytes at most) as text that is safe to log.
+
+    Arguments:
+        line: a line, or its start.
+        length: how many bytes the line has, if `line` is only its start.
+    """
+    length = len(line) if length is None else length
+    if length <= QUOTED_BYTES:
         return repr(bytes(line))
-    return f"{bytes(line[:QUOTED_BYTES])!r}... ({len(line)} bytes)"
+    return f"{bytes(line[:QUOTED_BYTES])!r}... ({length} bytes)"
 
 
 def _escaped(character: str) -> str:

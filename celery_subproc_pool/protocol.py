@@ -40,6 +40,7 @@ __all__ = (
     "TaskRequest",
     "Throttled",
     "Traced",
+    "around_greeting",
     "decode_boot",
     "decode_greeting",
     "decode_reply",
@@ -48,6 +49,7 @@ __all__ = (
     "encode",
     "encode_cancel",
     "encode_request",
+    "is_explained",
 )
 
 #: Seconds to wait when a `throttled` reply names none.
@@ -340,7 +342,7 @@ def decode_greeting(line: bytes) -> Ready | Fatal | None:
     Raises:
         ProtocolFault: it is a JSON object, and not one that says ready or fatal.
     """
-    if not line.lstrip().startswith(b"{"):
+    if not _unmarked(line).lstrip(b"\0 \t\r\v\f").startswith(b"{"):
         return None
     try:
         greeting = _decode(_greetings, line)
@@ -352,6 +354,15 @@ def decode_greeting(line: bytes) -> Ready | Fatal | None:
             f" in the line {quote(line)}"
         )
     return greeting
+
+
+def around_greeting(line: bytes) -> str | None:
+    """Say what stands around the greeting in `line`, which `decode_greeting` took for output; None
+    if there is none in it."""
+    before, brace, rest = line.partition(b"{")
+    if brace and b'"status"' in rest and b'"ready"' in rest:
+        return f"{quote(before)} stands before the greeting in its line {quote(line)}"
+    return None
 
 
 def decode_boot(line: bytes) -> Boot:
@@ -376,13 +387,49 @@ def _decode(decoder: msgspec.json.Decoder[_Message], line: bytes) -> _Message:
     except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         # msgspec quotes the child: as much of it as there is, control characters and all.
         reason = visible(str(exc)[:QUOTED_BYTES])
-        if _SURROGATE.search(line):
-            reason += " (it has half of a pair of surrogates, which is no character?)"
-        raise ProtocolFault(f"{reason}, in the line {quote(line)}") from None
+        hint = _explain(line, reason)
+        raise ProtocolFault(
+            f"{reason}{f' ({hint})' if hint else ''}, in the line {quote(line)}"
+        ) from None
 
 
 #: What some languages write for a text that they have cut in the midst of a character.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+#: What may stand before a text, invisibly, and what each is called.
+_MARKS = {
+    b"\xef\xbb\xbf": "a byte order mark (U+FEFF)",
+    b"\xff\xfe": "the byte order mark of UTF-16",
+    b"\xfe\xff": "the byte order mark of UTF-16",
+}
+
+_HALF = "it has half of a pair of surrogates, which is no character?"
+_MARKED = "write UTF-8 without one"
+_TOO_LARGE = (
+    "numbers go up to about 1.8e308, integers to 4300 digits: write what is larger as a string"
+)
+
+
+def _explain(line: bytes, reason: str) -> str:
+    """Say what is wrong with a line that is meant to be a message; empty if nobody knows."""
+    mark = next((name for mark, name in _MARKS.items() if line.startswith(mark)), None)
+    if mark is not None:
+        return f"it begins with {mark}: {_MARKED}"
+    if "out of range" in reason:
+        return _TOO_LARGE
+    return _HALF if _SURROGATE.search(line) else ""
+
+
+def _unmarked(line: bytes) -> bytes:
+    for mark in _MARKS:
+        line = line.removeprefix(mark)
+    return line
+
+
+def is_explained(reason: str) -> bool:
+    """Whether `reason`, of a `ProtocolFault`, tells all that there is to do: no stray output is to
+    blame."""
+    return any(hint in reason for hint in (_HALF, _TOO_LARGE, _MARKED))
 
 
 def encode(message: Any) -> bytes:

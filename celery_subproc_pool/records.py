@@ -302,8 +302,10 @@ class Child:
         "jobs_done",
         "killed",
         "name",
+        "near_greeting",
         "notices",
         "number",
+        "open_line",
         "pid",
         "proven",
         "reason",
@@ -367,6 +369,10 @@ class Child:
         self.has_read = False
         #: Whether it was seen not to have read its first request when that should have been done.
         self.still_boots = False
+        #: Quotes what it has written of a line that it has not ended; empty if there is no such.
+        self.open_line: Callable[[], str] = str
+        #: Before it is ready: what it wrote that looks like its greeting, and why it is none.
+        self.near_greeting = ""
         #: When it must be ready, or when the next, harder step of stopping is due.
         self.deadline: float | None = None
         #: Whether SIGTERM has been sent already while stopping.
@@ -404,6 +410,12 @@ class Child:
         return Feature.LOG in self.features or any(
             job.state is not JobState.RESERVED for job in self.jobs.values()
         )
+
+    @property
+    def unfinished(self) -> str:
+        """That it has not ended a line, and which, if so."""
+        line = self.open_line()
+        return f"it has not ended its line with a newline: {line}" if line else ""
 
     @property
     def cancels(self) -> bool:

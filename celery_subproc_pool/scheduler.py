@@ -605,7 +605,10 @@ class Scheduler:
             reason = f"it told nothing of its job for {over.seconds:g} s (inactivity_timeout)"
         else:
             reason = f"its job took longer than {over.seconds:g} s (hard time limit)"
-        if not child.jobs_done and not child.group.settings.handshake:
+        unfinished = child.unfinished
+        if unfinished:
+            reason += f"; {unfinished}"
+        elif not child.jobs_done and not child.group.settings.handshake:
             # The commonest mistake in a new child.
             reason += "; it has never answered: does it flush its stdout after each reply?"
         return [*actions, *self._put_down(child, Cause.TIMED_OUT, reason, now)]
@@ -661,6 +664,9 @@ class Scheduler:
         if job.state is JobState.SENT:
             actions.append(self._answer(job, SoftTimedOut(job.soft_timeout or 0.0), child))
         reason = f"it went on with {job.title} {job.notice}"
+        unfinished = child.unfinished
+        if unfinished:
+            reason += f"; {unfinished}"
         return [*actions, *self._put_down(child, _CAUSES[job.cancelled], reason, now)]
 
     # -- size

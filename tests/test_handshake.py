@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from contextlib import suppress
 
@@ -19,6 +20,7 @@ from celery_subproc_pool.protocol import (
     TaskMessage,
     TaskRequest,
     Traced,
+    around_greeting,
     decode_boot,
     decode_greeting,
     decode_reply,
@@ -37,6 +39,7 @@ from celery_subproc_pool.records import (
     Kill,
     Lost,
     Settle,
+    TimedOut,
     Write,
 )
 from celery_subproc_pool.scheduler import EOF_GRACE
@@ -65,6 +68,8 @@ READY = 'echo \'{"status":"ready","protocol":1}\''
         (b"", None),
         (b"\xff\xfe", None),
         (b'["ready"]', None),
+        (b'Loading {"status":"ready","protocol":1}', None),
+        (b"\xef\xbb\xbfLoading", None),
     ],
 )
 def test_greetings(line: bytes, greeting: Ready | Fatal | None) -> None:
@@ -80,11 +85,36 @@ def test_greetings(line: bytes, greeting: Ready | Fatal | None) -> None:
         (b'{"status":"ready","protocol":"1"}', "Expected `int`, got `str`"),
         (b"{broken", "JSON is malformed"),
         (b'{"\xff":1}', "can't decode byte"),
+        (b'\xef\xbb\xbf{"status":"ready","protocol":1}', r"a byte order mark \(U\+FEFF\)"),
+        ('\ufeff{"status":"ready"}'.encode("utf-16-le"), "the byte order mark of UTF-16"),
+        ('\ufeff{"status":"ready"}'.encode("utf-16-be"), "the byte order mark of UTF-16"),
     ],
 )
 def test_a_greeting_that_is_none(line: bytes, reason: str) -> None:
     with pytest.raises(ProtocolFault, match=reason):
         decode_greeting(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b"Loading...", None),
+        (b"", None),
+        (b'He said {"status":"fine"}', None),
+        (
+            b'Loading... {"status":"ready","protocol":1}',
+            "b'Loading... ' stands before the greeting in its line"
+            ' b\'Loading... {"status":"ready","protocol":1}\'',
+        ),
+        (
+            '\u200b{"status": "ready"}'.encode(),
+            "b'\\xe2\\x80\\x8b' stands before the greeting in its line"
+            ' b\'\\xe2\\x80\\x8b{"status": "ready"}\'',
+        ),
+    ],
+)
+def test_what_stands_before_a_greeting_is_named(line: bytes, words: str | None) -> None:
+    assert around_greeting(line) == words
 
 
 def test_a_greeting_that_nobody_expects_tells_which_setting_is_missing() -> None:
@@ -251,7 +281,67 @@ def test_a_replacement_boots_before_it_serves() -> None:
     assert Write(successor, later) in ready(world, successor)
 
 
+def test_a_reply_that_has_not_ended_within_the_grace_is_quoted() -> None:
+    world = World(a=kind(1, handshake=True))
+    [child] = world.children()
+    world.tell(world.scheduler.ready, child, Ready(protocol=1, features=("cancel",)), None)
+    job, _ = world.send(timeout=20.0)
+    child.open_line = lambda: "b'{'"
+    assert kills(world.at(20.0)) == []
+    [report] = reports(world.at(25.0))
+    assert report.reason.startswith(f"it went on with {job.title} for 5 s after it was told to")
+    assert report.reason.endswith("; it has not ended its line with a newline: b'{'")
+
+
 # -- real children
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        (
+            f"printf 'Loading... '; {READY}; echo done",
+            r"b'Loading\.\.\. ' stands before the greeting in its line b'Loading.*ready",
+        ),
+        (
+            'printf \'%s\' \'{"status":"ready","protocol":1}\'',
+            r"it has not ended its line with a newline: b'.\"status\":\"ready\",\"protocol\":1.'",
+        ),
+        ("printf 'Loading...\\n'", r"it did not write ..status.:.ready."),
+        ("printf '%100000d' 1", r"it .* newline: b' {200}'\.\.\. \(100000 bytes\)"),
+    ],
+)
+def test_a_child_that_is_not_ready_in_time_is_told_what_came_closest(
+    script: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    script = f"{script}; read -r line"
+    with Engine(sh_child(script), handshake=True, start_timeout=0.5) as engine:
+        engine.turn_until(lambda: "is replaced" in caplog.text, "the replacement")
+    assert re.search(rf"not ready within 0\.5 s \(start_timeout\): {reason}", caplog.text)
+
+
+def test_a_greeting_behind_a_byte_order_mark_is_told_at_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    script = f"printf '\\357\\273\\277'; {READY}; read -r line"
+    with Engine(sh_child(script), handshake=True) as engine:
+        engine.turn_until(lambda: "is replaced" in caplog.text, "the replacement")
+    assert "it begins with a byte order mark (U+FEFF): write UTF-8 without one" in caplog.text
+
+
+@pytest.mark.parametrize("answered", [False, True], ids=["its first job", "a later job"])
+def test_a_reply_that_does_not_end_is_quoted(
+    answered: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = 'read -r line; echo \'{"status":"ok"}\'; ' if answered else ""
+    script = f"{first}read -r line; printf '{{\"status\":'; read -r line"
+    with Engine(sh_child(script), timeout=0.5) as engine:
+        if answered:
+            answer(engine.run())
+        assert engine.run(task_id="second") == TimedOut(0.5)
+    words = "(hard time limit); it has not ended its line with a newline: b'{\"status\":'"
+    assert words in caplog.text
+    assert "flush" not in caplog.text
 
 
 def test_output_before_ready_is_logged_and_harms_nothing(

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from celery_subproc_pool.lines import LINE_BYTES, TAIL_LINES, LineBuffer, StderrLines
-from celery_subproc_pool.printing import QUOTED_BYTES
+from celery_subproc_pool.printing import QUOTED_BYTES, quote
 
 #: How fast the machine is must not matter.
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -80,6 +80,20 @@ def test_the_open_line_can_be_taken_once() -> None:
     assert buffer.take_open() == b"half"
     assert not buffer.has_open
     assert buffer.take_open() == b""
+
+
+@pytest.mark.parametrize("piece", [1, 7, 250, 1000])
+def test_the_start_of_the_open_line_can_be_quoted(piece: int) -> None:
+    buffer = LineBuffer(10_000)
+    assert buffer.quote_open() == ""
+    line = bytes(range(32, 127)) * 5
+    for start in range(0, len(line), piece):
+        buffer.feed(line[start : start + piece])
+    assert buffer.quote_open() == quote(line)
+    buffer.feed(b"\nhalf")
+    assert buffer.quote_open() == "b'half'"
+    buffer.feed(b"\n")
+    assert buffer.quote_open() == ""
     assert buffer.feed(b"two\n") == [b"two"]
 
 

@@ -45,3 +45,5 @@ def test_a_quotation_is_the_start_only() -> None:
     assert quote(b"a\n\x1b\xff") == r"b'a\n\x1b\xff'"
     assert quote(b"x" * 200) == repr(b"x" * 200)
     assert quote(b"x" * 200 + b"y") == f"{b'x' * 200!r}... (201 bytes)"
+    assert quote(b"x" * 200, 500) == f"{b'x' * 200!r}... (500 bytes)"
+    assert quote(b"x", 1) == "b'x'"

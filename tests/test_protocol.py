@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from celery_subproc_pool.errors import ChildTaskError, ProtocolFault, RequestEncodeError
 from celery_subproc_pool.lines import LineBuffer
+from celery_subproc_pool.outcome import protocol_fault
 from celery_subproc_pool.printing import QUOTED_BYTES, quote
 from celery_subproc_pool.protocol import (
     Error,
@@ -29,6 +30,7 @@ from celery_subproc_pool.protocol import (
     Throttled,
     decode_reply,
     encode_request,
+    is_explained,
 )
 
 HUNDRED_YEARS = 100 * 365 * 86400
@@ -151,13 +153,21 @@ UNUSABLE = {
     "half an object": (b'{"status":"ok"', "truncated"),
     "a trailing comma": (b'{"status":"ok",}', "malformed"),
     "single quotes": (b"{'status':'ok'}", "malformed"),
-    "a byte order mark": (b'\xef\xbb\xbf{"status":"ok"}', "malformed"),
+    "a byte order mark": (b'\xef\xbb\xbf{"status":"ok"}', "a byte order mark (U+FEFF)"),
     "invalid UTF-8": (b"\xff\xfe", "utf-8"),
     "invalid UTF-8 in a known field": (b'{"status":"ok","result":"\xff"}', "utf-8"),
     "invalid UTF-8 in an unknown field": (b'{"status":"ok","other":"\xff"}', "utf-8"),
     "invalid UTF-8 in an unknown name": (b'{"status":"ok","\xff":1}', "utf-8"),
     "an encoded surrogate": (b'{"status":"ok","other":"\xed\xa0\x80"}', "utf-8"),
-    "UTF-16": ('{"status":"ok"}'.encode("utf-16"), "utf-8"),
+    "UTF-16": ('{"status":"ok"}'.encode("utf-16-le"), "malformed"),
+    "UTF-16 with its mark": (
+        '\ufeff{"status":"ok"}'.encode("utf-16-le"),
+        "the byte order mark of UTF-16",
+    ),
+    "UTF-16, the other way round": (
+        '\ufeff{"status":"ok"}'.encode("utf-16-be"),
+        "the byte order mark of UTF-16",
+    ),
     "a NUL": (b"\x00", "malformed"),
     "a NUL in a string": (b'{"status":"ok","other":"\x00"}', "malformed"),
     "a NUL at the end": (b'{"status":"ok"}\x00', "trailing"),
@@ -185,8 +195,8 @@ UNUSABLE = {
     "seconds as a bool": (b'{"status":"throttled","retry_after_secs":true}', "retry_after_secs"),
     "a requeue that is a number": (b'{"status":"reject","requeue":1}', "requeue"),
     "a message that is a number": (b'{"status":"error","message":5}', "message"),
-    "a result that overflows": (b'{"status":"ok","result":1e999}', "result"),
-    "an integer of 5000 digits": (b'{"status":"ok","result":' + b"9" * 5000 + b"}", "result"),
+    "a result that overflows": (b'{"status":"ok","result":1e999}', "about 1.8e308"),
+    "an integer of 5000 digits": (b'{"status":"ok","result":' + b"9" * 5000 + b"}", "4300 digits"),
     "a status of 100,000 bytes": (b'{"status":"' + b"x" * 100_000 + b'"}', "status"),
     "a status that forges a line": (rb'{"status":"a\nERROR forged\u001b[2J"}', "status"),
     "an unknown field of 100,000 bytes": (b'{"' + b"k" * 100_000 + b'":1}', "status"),
@@ -427,6 +437,34 @@ def test_a_child_error_is_whole_when_it_was_pickled(told: tuple[Any, ...]) -> No
         assert (str(again), again.args) == (str(error), error.args)
         assert str(again.__cause__) == str(error.__cause__)
         assert again.note == "one's own"
+
+
+@pytest.mark.parametrize(
+    ("line", "explained"),
+    [
+        (b"Loading...", False),
+        (b'{"status":"nope"}', False),
+        (b'{"status":"ok","result":-1e400}', True),
+        (b'{"status":"ok","result":' + b"9" * 4301 + b"}", True),
+        (b'{"status":"progress","meta":{"a":[1e309]}}', True),
+        (b'\xef\xbb\xbf{"status":"ok"}', True),
+        (b'{"status":"ok","result":"\\ud83d"}', True),
+    ],
+)
+def test_output_is_blamed_for_a_fault_only_if_it_may_be(line: bytes, explained: bool) -> None:
+    with pytest.raises(ProtocolFault) as caught:
+        decode_reply(line)
+    assert is_explained(str(caught.value)) == explained
+    advice = "it must print everything else to stderr" in str(
+        protocol_fault(str(caught.value), None)
+    )
+    assert advice != explained
+
+
+def test_the_largest_numbers_are_taken() -> None:
+    digits = "9" * 4300
+    assert decode_reply(f'{{"status":"ok","result":{digits}}}'.encode()) == Ok(result=int(digits))
+    assert decode_reply(b'{"status":"ok","result":1.7e308}') == Ok(result=1.7e308)
 
 
 def test_half_of_a_pair_of_surrogates_is_named() -> None:
