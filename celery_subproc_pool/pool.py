@@ -46,6 +46,9 @@ __all__ = ("Pool",)
 
 logger = get_logger(__name__)
 
+#: Seconds that a remote control command waits for the engine: less than whoever sent it does.
+ANSWER_PATIENCE = 0.5
+
 #: Seconds that a cold shutdown waits for results that are being stored.
 STORE_GRACE = 5.0
 
@@ -631,21 +634,33 @@ class Pool(BasePool, control.Controlled):
     def _get_info(self) -> dict[str, Any]:
         info: dict[str, Any] = super()._get_info()
         supervisor = self._supervisor
-        groups = supervisor.scheduler.groups if supervisor is not None else {}
         info["processes"] = supervisor.processes if supervisor is not None else []
         info["max-tasks-per-child"] = self.options.get("maxtasksperchild") or "N/A"
         info["put-guarded-by-semaphore"] = bool(self.putlocks)
         info["timeouts"] = (self._soft_timeout or 0, self._timeout or 0)
-        writing = supervisor.writing if supervisor is not None else 0
-        info["writes"] = facts.writes(groups.values(), writing)
-        info["groups"] = {name: facts.group_facts(group) for name, group in groups.items()}
+        info["writes"], info["groups"] = self._numbers()
         return info
+
+    def _numbers(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what was written, as `facts.writes`, and the numbers of each group."""
+        supervisor = self._supervisor
+        if supervisor is None:
+            return facts.writes((), 0), {}
+        groups = supervisor.scheduler.groups
+
+        def look() -> tuple[dict[str, Any], dict[str, Any]]:
+            written = facts.writes(groups.values(), supervisor.writing)
+            return written, {name: facts.group_facts(group) for name, group in groups.items()}
+
+        return supervisor.ask(look, ANSWER_PATIENCE)
 
     def child_rows(self) -> list[dict[str, Any]]:
         """Return a row for each child, as `facts.rows`: what `inspect subproc` shows."""
         engine = self._engine
         groups = engine.scheduler.groups.values()
-        return facts.rows(groups, time.monotonic(), engine.memory_of)
+        return engine.ask(
+            lambda: facts.rows(groups, time.monotonic(), engine.memory_of), ANSWER_PATIENCE
+        )
 
 
 def _timeless(event: Callable[[], Any]) -> Callable[[float], Any]:

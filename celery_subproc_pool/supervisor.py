@@ -23,8 +23,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from . import records, reports
 from .child import KILL_GRACE, ChildProcess, pidfd
@@ -63,6 +64,8 @@ SLOT = "CELERY_SUBPROC_POOL_SLOT"
 
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
+
+_T = TypeVar("_T")
 
 #: Actions of which the scheduler hears no more.
 _TELL_NOTHING = (records.Accept, records.Settle, records.Finished, records.Overruled)
@@ -217,6 +220,23 @@ class Supervisor:
         it decides and does now, as all callbacks."""
         self._callbacks.append(callback)
         self._look()
+
+    def ask(self, question: Callable[[], _T], patience: float) -> _T:
+        """Return what `question` returns, or raise what it raises, from any thread.
+
+        It is called on the thread that turns the engine: nothing changes meanwhile of what it looks
+        at. If that thread hangs, or there is none any more, it is called here.
+
+        Arguments:
+            question: looks, and changes nothing.
+            patience: seconds to wait for the engine, which may be in the midst of a turn.
+        """
+        if self.on_own_thread or self.failed or self._closed:
+            return question()
+        answer: Future[_T] = Future()
+        self.call(partial(_answer, answer, question))
+        wait([answer], patience)
+        return question() if answer.cancel() else answer.result()
 
     def terminate(self, job: records.Job, signum: int, reason: CancelReason) -> None:
         """End `job`, from any thread, unless its reply is there already: one that came in time
@@ -752,3 +772,13 @@ class Supervisor:
         for descriptor in (live.process.stdout, live.process.stderr, live.process.pidfd):
             if descriptor is not None and descriptor in self._selector.get_map():
                 self._selector.unregister(descriptor)
+
+
+def _answer(answer: Future[_T], question: Callable[[], _T]) -> None:
+    if not answer.set_running_or_notify_cancel():
+        # Nobody waits for it any more.
+        return
+    try:
+        answer.set_result(question())
+    except Exception as exc:
+        answer.set_exception(exc)
