@@ -26,7 +26,7 @@ from celery_subproc_pool.records import (
 )
 from celery_subproc_pool.scheduler import EOF_GRACE
 
-from .conftest import wait_for
+from .conftest import DEADLINE, wait_for
 from .engine import Engine, answer
 from .test_engine import exit_status
 from .test_scheduler import (
@@ -41,6 +41,7 @@ from .test_scheduler import (
     new_child,
     reports,
 )
+from .worker import Project
 
 #: What one request takes in `World`, and the most that a child can have read of the first.
 REQUEST = len(b"request")
@@ -267,6 +268,29 @@ def test_a_child_may_answer_before_it_has_read_all(how: str, busy: bool, tmp_pat
             assert answer(engine.outcome_of(job)) == protocol.Error(message="too big")
             engine.turn_until(lambda pid=pid: engine.pids not in ([pid], []), "the next child")
             assert answer(engine.run()) == protocol.Ok(result="run again")
+
+
+def test_a_job_that_was_answered_is_not_run_again(tmp_path: Path) -> None:
+    """Though it is to be run again if its child is lost."""
+    children = {
+        f"hasty{number}": {
+            "argv": python(HASTY.replace("HOW", "os._exit(0)"), tmp_path / f"first{number}"),
+            "tasks": [f"hasty{number}"],
+            "size": 1,
+        }
+        for number in range(6)
+    }
+    conf = {
+        "subproc_pool": {"children": children},
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+    }
+    project = Project(tmp_path, conf=conf)
+    with project.worker("-P", "celery_subproc_pool:Pool", "-c", "6"):
+        jobs = [project.app.send_task(name, ("q" * 1_000_000,)) for name in children]
+        for job in jobs:
+            with pytest.raises(Exception, match="too big"):
+                job.get(timeout=DEADLINE, interval=0.02)
 
 
 def test_a_child_that_takes_no_more_requests_ends_those_that_it_has(tmp_path: Path) -> None:
