@@ -96,6 +96,13 @@ def test_an_engine_that_hangs_is_not_waited_for() -> None:
     assert asked == [who()]
 
 
+def test_an_engine_that_has_failed_is_not_waited_for() -> None:
+    with turned_by_a_thread(Engine(OBEYS)) as engine:
+        assert engine.supervisor.ask(who, LONG) == "subproc-engine"
+        engine.supervisor.failed = True
+        assert engine.supervisor.ask(who, LONG) == who()
+
+
 def test_an_engine_whose_thread_has_ended_is_not_waited_for() -> None:
     with turned_by_a_thread(Engine(OBEYS)) as engine:
         assert engine.supervisor.ask(who, LONG) == "subproc-engine"
