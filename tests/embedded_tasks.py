@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 from celery import Celery, Task
@@ -37,17 +38,18 @@ class PlainClass(Task):
 
 
 def define(app: Celery) -> None:
-    """Define them on `app`."""
+    """Define them on `app`, and on no other app of this process."""
+    task = partial(app.task, shared=False)
 
-    @app.task(base=SubprocTask, name="do.stub", child="single")
+    @task(base=SubprocTask, name="do.stub", child="single")
     def stub(*args: Any) -> str:
         return "the body ran"
 
-    @app.task(name="do.ordinary")
+    @task(name="do.ordinary")
     def ordinary(*args: Any) -> str:
         return "the body ran"
 
-    @app.task(
+    @task(
         base=SubprocTask,
         name="do.autoretry",
         autoretry_for=(ChildTaskError,),
@@ -57,24 +59,24 @@ def define(app: Celery) -> None:
     def autoretry(*args: Any) -> None: ...
 
     # A moment: Celery sends a retry before it stores that there is one, which must not come last.
-    @app.task(base=SubprocTask, name="do.thrice", max_retries=3, default_retry_delay=0.2)
+    @task(base=SubprocTask, name="do.thrice", max_retries=3, default_retry_delay=0.2)
     def thrice(*args: Any) -> None: ...
 
-    @app.task(base=SubprocTask, name="do.ignored", ignore_result=True)
+    @task(base=SubprocTask, name="do.ignored", ignore_result=True)
     def ignored(*args: Any) -> None: ...
 
-    @app.task(base=SubprocTask, name="do.started", track_started=True)
+    @task(base=SubprocTask, name="do.started", track_started=True)
     def started(*args: Any) -> None: ...
 
-    @app.task(base=SubprocTask, name="do.late", acks_late=True)
+    @task(base=SubprocTask, name="do.late", acks_late=True)
     def late(*args: Any) -> None: ...
 
-    @app.task(base=Twice, name="do.twice")
+    @task(base=Twice, name="do.twice")
     def twice(*args: Any) -> None: ...
 
     # No import makes them tasks: a Python child has to be told how.
-    app.task(plain, name="plain.task", bind=True, max_retries=1, default_retry_delay=0)
+    task(plain, name="plain.task", bind=True, max_retries=1, default_retry_delay=0)
     app.register_task(PlainClass())
 
-    @app.task(name="plain.closure")
+    @task(name="plain.closure")
     def closure() -> None: ...
