@@ -5,6 +5,7 @@ Layer: above `outcome`, below all that meets Celery; imports Celery and kombu.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FunctionType
@@ -15,6 +16,7 @@ from billiard.exceptions import TimeLimitExceeded
 from celery import Celery, Task, _state, signals
 from celery.app import trace
 from celery.app.task import Context
+from celery.app.trace import fast_trace_task, trace_task_ret
 from celery.backends.base import DisabledBackend
 from celery.exceptions import TaskRevokedError
 from celery.states import REVOKED
@@ -34,6 +36,7 @@ __all__ = (
     "install_fixups",
     "is_cancelled",
     "is_observed",
+    "is_tracer",
     "is_unacknowledged",
     "may_be_observed",
     "reject",
@@ -46,14 +49,50 @@ __all__ = (
 logger = get_logger(__name__)
 
 
+#: Celery's tracers of task messages (5.3 to 5.7).
+_TRACERS = (fast_trace_task, trace_task_ret)
+
+
+def is_tracer(target: Any, arguments: Sequence[Any], callback: Any) -> bool:
+    """Return whether `target`, which the pool is to call, traces a task's message: it is Celery's
+    own tracer, or what somebody has wrapped around it or put into its place.
+
+    Arguments:
+        target: what `apply_async` was given.
+        arguments: its arguments.
+        callback: one of those that `apply_async` was given. What a `Request` has called with its
+            own message traces that message, whatever it is.
+    """
+    if target is fast_trace_task:
+        return True
+    request = _request_of(callback)
+    if request is not None and len(arguments) == 6 and arguments[1] == request.id:
+        return True
+    return any(_unwrapped(target) is _unwrapped(tracer) for tracer in _TRACERS)
+
+
+def _unwrapped(function: Any) -> Any:
+    """Return what was wrapped, as `functools.wraps` and wrapt tell; `function` itself otherwise."""
+    try:
+        return inspect.unwrap(function)
+    except Exception:
+        # It wraps itself, or has an attribute for every name.
+        return function
+
+
 def report_hard_timeout(job: Any, seconds: float) -> None:
     """Tell Celery that the hard limit of `job`, a `jobs.PoolJob`, was over after `seconds`.
 
     Prefork calls both callbacks, which on Celery 5.7 runs the errbacks, `on_failure` and the
     `task_failure` signal twice (seen). Here everything happens once: since 5.7 `on_timeout` does
     it all; before, it neither rejects the message nor sends the event and the signal, but
-    `on_failure` does, and lacks the words for the log.
+    `on_failure` does, and lacks the words for the log. Others than Celery's `Request` are told as
+    by prefork.
     """
+    if _request_of(job.callbacks.error_callback) is None:
+        job.callbacks.error_callback(exception_info(TimeLimitExceeded(seconds)))
+        job.callbacks.timeout_callback(soft=False, timeout=seconds)
+        return
     if celery.VERSION >= (5, 7):
         job.callbacks.timeout_callback(soft=False, timeout=seconds)
         return

@@ -58,7 +58,7 @@ def report(app: Celery, job: PoolJob, result: Outcome, facts: ChildFacts | None)
     """
     callbacks = job.callbacks
     if isinstance(result, Answered):
-        assert isinstance(result.reply, protocol.Traced)
+        assert isinstance(result.reply, (protocol.Traced, protocol.Returned))
         _report_traced(app, job, result.reply)
     elif isinstance(result, TimedOut):
         if result.silent:
@@ -99,8 +99,9 @@ def end_failed(job: PoolJob, error: Exception) -> None:
         reject(job)
 
 
-def _report_traced(app: Celery, job: PoolJob, reply: protocol.Traced) -> None:
-    """Tell Celery how a Python child's own trace ended."""
+def _report_traced(app: Celery, job: PoolJob, reply: protocol.Traced | protocol.Returned) -> None:
+    """Tell Celery how a Python child's own trace ended; or whoever has given a callable, how that
+    did."""
     try:
         end = messages.decode_end(app, reply)
     except Exception as exc:

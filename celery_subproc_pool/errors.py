@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = (
+    "CallError",
     "ChildTaskError",
     "ConfigError",
     "JobAbandoned",
@@ -37,6 +38,10 @@ class ProtocolFault(SubprocPoolError):
 
 class RequestEncodeError(SubprocPoolError):
     """A task's arguments can't be written as JSON. The message names the argument."""
+
+
+class CallError(SubprocPoolError):
+    """A callable that is no task can't be called in a Python child. The message says why."""
 
 
 class TaskMemoryError(SubprocPoolError):

@@ -134,5 +134,8 @@ def seconds(value: Any, name: str) -> float | None:
     except (TypeError, ValueError, OverflowError):
         limit = math.nan
     if limit >= 0:
-        return limit if 0 < limit < LONGEST else None
+        if not 0 < limit < LONGEST:
+            return None
+        # As it came, if it is a number: it stands in the log.
+        return value if type(value) in (int, float) else limit
     raise ValueError(f"{name}: expected a number of seconds, got {value!r}")

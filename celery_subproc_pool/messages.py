@@ -3,6 +3,7 @@
 Layer: above `protocol`; imports Celery. Both ends stand here, the worker's and the child's, so that
 they agree. Ends of tasks travel as JSON, in the words of Celery's own JSON results, never as a
 pickle; requests are a pickle only where JSON would change them, and come from the worker.
+Callables that are no tasks go to the child as a pickle; what they return comes back as JSON.
 """
 
 from __future__ import annotations
@@ -20,21 +21,28 @@ from celery.exceptions import Ignore, Reject, Retry
 from kombu.utils.encoding import safe_repr
 
 from . import protocol
-from .errors import TaskMemoryError
-from .protocol import Raised, TaskMessage, TaskRequest, Traced
+from .errors import CallError, TaskMemoryError
+from .protocol import Raised, Returned, TaskMessage, TaskRequest, Traced
 
 __all__ = (
     "End",
     "Recipe",
+    "call",
     "decode_end",
+    "encode_call",
     "encode_end",
     "encode_task",
+    "name_of",
     "recipe_of",
     "task_arguments",
 )
 
 #: Of the longest exception that is worth being sent whole, in bytes.
 _LONGEST = 1 << 20
+
+#: Of the longest value that a callable may return as JSON, in bytes: no line may be as long as
+#: `max_message_bytes`.
+_LONGEST_VALUE = 1 << 25
 
 _PLAIN = frozenset((str, int, bool, type(None)))
 
@@ -55,12 +63,15 @@ class Recipe(NamedTuple):
 
 
 class End(NamedTuple):
-    """How a child's trace ended, as Celery's callbacks want it."""
+    """How a child's trace ended, or its call of a callable, as the pool's callbacks want it."""
 
-    #: Whether `result` is for the error callback: the tracer itself failed.
+    #: Whether `result` is for the error callback: the tracer itself failed, or the callable.
     escaped: bool
-    #: ``(failed, retval, runtime)`` as Celery's tracer returns it, or what it raised.
+    #: ``(failed, retval, runtime)`` as Celery's tracer returns it, what the callable returned, or
+    #: what either raised.
     result: Any
+    #: Whether `result` is what a callable returned.
+    returned: bool = False
 
 
 # -- the request
@@ -155,6 +166,89 @@ def _text_or_bytes(body: Any, content_encoding: str | None) -> tuple[str | None,
     return None, data
 
 
+# -- a callable that is no task
+
+
+def name_of(target: Any) -> str:
+    """Return what to call the callable `target` in logs: its module and name, in ASCII."""
+    try:
+        full = f"{target.__module__}.{target.__qualname__}"
+    except Exception:
+        # No function, but an object that can be called; some answer to every name.
+        full = f"{type(target).__module__}.{type(target).__qualname__}"
+    return full.encode("unicode_escape").decode("ascii")
+
+
+def encode_call(call_id: str, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
+    """Encode the request that has a Python child call ``target(*args, **kwargs)``.
+
+    Arguments:
+        call_id: an id of its own.
+        target: the callable.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+
+    Raises:
+        CallError: they can't be pickled; the message says which of them, and why.
+    """
+    name = name_of(target)
+    try:
+        call = pickle.dumps((target, tuple(args), dict(kwargs)), protocol=4)
+    except Exception as exc:
+        raise CallError(
+            f"{name} can't be sent to a Python child, as {_blame(target, args, kwargs)} can't be"
+            f" pickled: {type(exc).__name__}: {exc}"
+        ) from exc
+    return protocol.encode(TaskRequest(id=call_id, payload=TaskMessage(task=name, call=call)))
+
+
+def _blame(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Return which of them can't be pickled."""
+    named = {
+        "the callable": target,
+        **{f"args[{number}]": value for number, value in enumerate(args)},
+        **{f"kwargs[{name!r}]": value for name, value in kwargs.items()},
+    }
+    for what, value in named.items():
+        try:
+            pickle.dumps(value, protocol=4)
+        except Exception:
+            return what
+    return "all of it together"
+
+
+def call(request: TaskRequest) -> Any:
+    """Call what `encode_call` was given, in the child; return what it returns.
+
+    Raises:
+        CallError: this interpreter can't unpickle it.
+        BaseException: whatever the callable raises.
+    """
+    message = request.payload
+    assert message.call is not None
+    try:
+        target, args, kwargs = pickle.loads(message.call)
+    except Exception as exc:
+        raise CallError(
+            f"the Python child can't load {message.task} and its arguments: {type(exc).__name__}:"
+            f" {exc}. Define it, and the classes of its arguments, in modules that a fresh"
+            " interpreter can import"
+        ) from exc
+    return target(*args, **kwargs)
+
+
+def _encode_returned(call_id: str, value: Any) -> bytes:
+    try:
+        if _is_plain(value):
+            line = protocol.encode(Returned(id=call_id, value=value))
+            if len(line) <= _LONGEST_VALUE:
+                return line
+    except (ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
+        # It refers to itself, or has a number or a string that JSON lacks.
+        pass
+    return protocol.encode(Returned(id=call_id, words=_text(safe_repr(value))[:_LONGEST]))
+
+
 # -- the reply
 
 
@@ -166,6 +260,8 @@ def encode_end(app: Celery, task_id: str, end: End) -> bytes:
         task_id: Celery's id of the task.
         end: the end.
     """
+    if end.returned:
+        return _encode_returned(task_id, end.result)
     if not end.escaped:
         failed, retval, runtime = end.result
         if not failed:
@@ -188,13 +284,15 @@ def _encode_raised(task_id: str, raised: Raised, runtime: float | None, escaped:
     return protocol.encode(Traced(id=task_id, raised=raised, runtime=runtime, escaped=escaped))
 
 
-def decode_end(app: Celery, reply: Traced) -> End:
+def decode_end(app: Celery, reply: Traced | Returned) -> End:
     """Return what a child's reply stands for, in the types that prefork would give Celery.
 
     Arguments:
         app: the worker's app.
         reply: the reply.
     """
+    if isinstance(reply, Returned):
+        return End(False, reply.value if reply.words is None else reply.words, returned=True)
     if reply.raised is None:
         return End(False, (0, reply.result, reply.runtime))
     exc = _rebuilt(app, reply.raised)

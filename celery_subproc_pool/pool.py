@@ -26,7 +26,8 @@ from celery.utils.nodenames import gethostname
 from celery.worker import state
 
 from . import banner, config, control, ends, facts, greetings, launch, messages, outcome, protocol
-from .compat import deserialized_body, is_cancelled, store_revoked_again
+from .calls import CallJob
+from .compat import deserialized_body, is_cancelled, is_tracer, store_revoked_again
 from .drivers import HubDriver, ThreadDriver, wait_for_children
 from .errors import ConfigError, SpawnError
 from .events import ChildEvents
@@ -250,14 +251,17 @@ class Pool(BasePool, control.Controlled):
         waitforslot: bool = False,
         **_: Any,
     ) -> PoolJob | None:
-        """Take in a task, as `celery.worker.request.Request.execute_using_pool` gives it.
+        """Take in a task, as `celery.worker.request.Request.execute_using_pool` gives it; or any
+        other callable.
 
         Arguments:
-            target: Celery's tracer.
-            args: its arguments: the task's name, its id, and the rest of the message.
-            kwargs: none.
-            callback: called with the tracer's ``(failed, retval, runtime)``.
-            error_callback: called with an `ExceptionInfo` if the tracer could not finish.
+            target: Celery's tracer, or what a Python child is to call.
+            args: its arguments. The tracer's: the task's name, its id, and the rest of the message.
+            kwargs: its keyword arguments; the tracer has none.
+            callback: called with the tracer's ``(failed, retval, runtime)``, or with what the
+                callable returned: as JSON holds it, otherwise its repr.
+            error_callback: called with an `ExceptionInfo` if the tracer could not finish, or the
+                callable.
             accept_callback: called with the child's pid and the monotonic time, when a child
                 has the job.
             timeout_callback: called with ``soft`` and ``timeout`` when a limit is over.
@@ -276,14 +280,22 @@ class Pool(BasePool, control.Controlled):
         if self._state != self.RUN or supervisor is None or supervisor.failed:
             return None
         callbacks = Callbacks(accept_callback, callback, error_callback, timeout_callback)
-        job = PoolJob(self, target, args, callbacks)
+        call = None
+        if not is_tracer(target, args, error_callback):
+            call = CallJob(self, target, callbacks)
+        job = call or PoolJob(self, target, args, callbacks)
         self._jobs.add(job)
+        groups = supervisor.scheduler.groups
         try:
-            self._prepare(job, supervisor.scheduler.groups, timeout, soft_timeout)
+            if call is None:
+                self._prepare(job, groups, timeout, soft_timeout)
+            else:
+                self._limit_call(call, timeout, soft_timeout)
+                call.prepare(args, kwargs, config.PYTHON in groups)
         except Exception as exc:
             # Whatever it is, it ends this job, and not the consumer.
             logger.error("%s can't be given to a child: %r", job.title, exc, exc_info=True)
-            failed = partial(error_callback, outcome.exception_info(exc))
+            failed = partial(job.callbacks.error_callback, outcome.exception_info(exc))
             supervisor.call(partial(self._conclude, job, failed))
         else:
             supervisor.post(supervisor.scheduler.submit, job)
@@ -318,6 +330,11 @@ class Pool(BasePool, control.Controlled):
         soft = seconds(soft if own_soft else task.soft_time_limit, "the soft time limit")
         job.timeout = hard or self._timeout or default
         job.soft_timeout = soft or self._soft_timeout
+
+    def _limit_call(self, call: CallJob, hard: Any, soft: Any) -> None:
+        """Set the limits of `call`: those that its caller has given, or the worker's."""
+        call.timeout = seconds(hard, "timeout") or self._timeout
+        call.soft_timeout = seconds(soft, "soft_timeout") or self._soft_timeout
 
     def terminate_job(self, pid: int, signal: int | str | None = None) -> None:
         """Do nothing: a pid does not tell which job is meant. Never raises.

@@ -36,6 +36,7 @@ __all__ = (
     "Reject",
     "Reply",
     "Retry",
+    "Returned",
     "TaskMessage",
     "TaskRequest",
     "Throttled",
@@ -145,6 +146,15 @@ class Traced(Reply, tag="traced", frozen=True, kw_only=True, omit_defaults=True)
     raised: Raised | None = None
     #: Whether the tracer itself failed, and has stored nothing.
     escaped: bool = False
+
+
+class Returned(Reply, tag="returned", frozen=True, kw_only=True, omit_defaults=True):
+    """What a callable that is no task has returned, in a Python child."""
+
+    #: As JSON holds it exactly, but for tuples, which become lists.
+    value: Any = None
+    #: Otherwise its repr.
+    words: str | None = None
 
 
 class Feature(enum.Enum):
@@ -263,6 +273,9 @@ class TaskMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     raw: bytes | None = None
     #: Instead of `request` and `body`, if JSON would change them: both, pickled.
     pickled: bytes | None = None
+    #: Instead of a message: a callable that is no task, whose name is `task`, and its positional
+    #: and keyword arguments, pickled.
+    call: bytes | None = None
 
 
 class TaskRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -283,7 +296,7 @@ _requests: msgspec.json.Decoder[TaskRequest] = msgspec.json.Decoder(TaskRequest)
 _replies: msgspec.json.Decoder[Message] = msgspec.json.Decoder(
     Ok | Error | Throttled | Retry | Reject | Ignore | Progress | Log
 )
-_traced: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Traced)
+_traced: msgspec.json.Decoder[Traced | Returned] = msgspec.json.Decoder(Traced | Returned)
 _greetings: msgspec.json.Decoder[Ready | Fatal] = msgspec.json.Decoder(Ready | Fatal)
 _encoder = msgspec.json.Encoder()
 
@@ -325,8 +338,9 @@ def _is_ready(line: bytes) -> bool:
         return False
 
 
-def decode_traced(line: bytes) -> Reply:
-    """Decode one line of a Python child's stdout: a `Traced`. As `decode_reply`."""
+def decode_traced(line: bytes) -> Traced | Returned:
+    """Decode one line of a Python child's stdout: how a trace ended, or what a callable has
+    returned. As `decode_reply`."""
     return _decode(_traced, line)
 
 

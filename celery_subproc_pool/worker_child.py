@@ -159,21 +159,24 @@ class _Child:
 
     def _run(self, request: Any) -> Any:
         messages = self._messages
-        result = None
+        end = None
         try:
             self._working = True
             try:
-                self._require(request.payload.task)
-                result = self._trace(*messages.task_arguments(request))
+                if request.payload.call is None:
+                    self._require(request.payload.task)
+                    end = messages.End(False, self._trace(*messages.task_arguments(request)))
+                else:
+                    end = messages.End(False, messages.call(request), returned=True)
             finally:
                 self._working = False
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException:
             # A soft limit that came when the trace had ended changes nothing any more.
-            if result is None:
+            if end is None:
                 return messages.End(True, messages.ExceptionInfo())
-        return messages.End(False, result)
+        return end
 
     def _require(self, name: str) -> None:
         if name not in self._app.tasks:

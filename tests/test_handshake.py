@@ -17,6 +17,7 @@ from celery_subproc_pool.protocol import (
     Fatal,
     Raised,
     Ready,
+    Returned,
     TaskMessage,
     TaskRequest,
     Traced,
@@ -138,9 +139,11 @@ def test_whatever_is_said_is_a_greeting_or_output_or_a_fault(line: bytes) -> Non
         Traced(id="x", result="5", runtime=0.5),
         Traced(id="x", escaped=True, raised=Raised(type="ValueError", args=["a", 1])),
         Traced(id="x", raised=Raised(type="Retry", cause=Raised(type="KeyError"), when=3)),
+        Returned(id="x", value={"a": [None]}),
+        Returned(id="x", words="<object>"),
     ],
 )
-def test_traces_come_back_as_they_were(message: Traced) -> None:
+def test_traces_come_back_as_they_were(message: Traced | Returned) -> None:
     assert decode_traced(encode(message)[:-1]) == message
 
 

@@ -66,6 +66,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "untraced": ({"compat", "protocol", "tasks"}, {"celery", "kombu"}),
     "jobs": ({"errors", "outcome", "protocol", "records", "tasks", "untraced"}, {"billiard"}),
     "messages": ({"errors", "protocol"}, {"billiard", "celery", "kombu", "msgspec"}),
+    "calls": ({"config", "errors", "jobs", "messages"}, {"billiard", "celery", "kombu"}),
     "withheld": ({"config"}, {"celery"}),
     "ends": (
         {
@@ -93,6 +94,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "pool": (
         {
             "banner",
+            "calls",
             "compat",
             "config",
             "control",

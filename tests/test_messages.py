@@ -16,15 +16,19 @@ from celery.exceptions import Ignore, Reject, Retry
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from celery_subproc_pool.errors import CallError
 from celery_subproc_pool.messages import (
     End,
+    call,
     decode_end,
+    encode_call,
     encode_end,
     encode_task,
+    name_of,
     recipe_of,
     task_arguments,
 )
-from celery_subproc_pool.protocol import Traced, decode_request, decode_traced
+from celery_subproc_pool.protocol import Returned, Traced, decode_request, decode_traced
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -105,7 +109,7 @@ def test_what_cannot_leave_the_process_is_an_error() -> None:
 
 def end_of(app: Celery, end: End) -> End:
     reply = decode_traced(encode_end(app, "the id", end)[:-1])
-    assert isinstance(reply, Traced)
+    assert isinstance(reply, (Traced, Returned))
     assert reply.id == "the id"
     return decode_end(app, reply)
 
@@ -210,7 +214,8 @@ def test_an_exception_that_is_hard_to_send_arrives_curtailed(app: Celery, exc: E
 
 def test_a_class_that_the_worker_lacks_is_replaced_by_one_of_its_name(app: Celery) -> None:
     reply = decode_traced(
-        b'{"id":"x","raised":{"type":"CardError","module":"billing","args":["no funds"]}}'
+        b'{"id":"x","status":"traced",'
+        b'"raised":{"type":"CardError","module":"billing","args":["no funds"]}}'
     )
     assert isinstance(reply, Traced)
     found = decode_end(app, reply).result[1].exception
@@ -218,9 +223,93 @@ def test_a_class_that_the_worker_lacks_is_replaced_by_one_of_its_name(app: Celer
 
 
 def test_what_is_no_exception_is_not_made(app: Celery) -> None:
-    reply = decode_traced(b'{"id":"x","raised":{"type":"getcwd","module":"os","args":[]}}')
+    reply = decode_traced(
+        b'{"id":"x","status":"traced","raised":{"type":"getcwd","module":"os","args":[]}}'
+    )
     assert isinstance(reply, Traced)
     assert "Expected an exception class" in str(decode_end(app, reply).result[1].exception)
+
+
+# -- callables that are no tasks
+
+
+def collect(*args: Any, **kwargs: Any) -> Any:
+    return args, kwargs
+
+
+def called(target: Any, *args: Any, **kwargs: Any) -> Any:
+    line = encode_call("the id", target, args, kwargs)
+    assert line.count(b"\n") == 1
+    return call(decode_request(line[:-1]))
+
+
+@unhurried
+@given(values=st.lists(JSON | OTHERS, max_size=3))
+def test_a_callable_gets_its_arguments_as_they_are(values: list[Any]) -> None:
+    assert called(collect, *values, more=values) == (tuple(values), {"more": values})
+
+
+def test_a_callable_that_cannot_be_pickled_is_blamed() -> None:
+    for arguments, words in (
+        ((lambda: None,), "as the callable can't be pickled"),
+        ((collect, 1, (lambda: None)), r"as args\[1\] can't be pickled"),
+    ):
+        with pytest.raises(CallError, match=words):
+            called(*arguments)
+    with pytest.raises(CallError, match=r"as kwargs\['key'\] can't be pickled"):
+        called(collect, key=lambda: None)
+
+
+class OnlyOnce:
+    """Of all times that it is pickled, fails the first."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __reduce__(self) -> Any:
+        self.times += 1
+        if self.times == 1:
+            raise ValueError("not now")
+        return OnlyOnce, ()
+
+
+def test_what_is_hard_to_blame_is_an_error_too() -> None:
+    with pytest.raises(CallError, match="as all of it together can't be pickled: ValueError: not"):
+        called(collect, OnlyOnce())
+
+
+def test_names_of_callables_are_one_line_of_ascii() -> None:
+    assert name_of(collect) == f"{__name__}.collect"
+    assert name_of([].append) == "None.list.append"
+    assert name_of(None) == "builtins.NoneType"
+    odd = type("Odd\n\x1b", (), {"__module__": "ü"})()
+    assert name_of(odd) == "\\xfc.Odd\\n\\x1b"
+
+
+@unhurried
+@given(value=JSON)
+def test_what_json_holds_is_returned_as_it_is(app: Celery, value: Any) -> None:
+    if value not in (float("inf"), float("-inf")) and "inf" not in repr(value):
+        assert end_of(app, End(False, value, returned=True)) == End(False, value, returned=True)
+
+
+@unhurried
+@given(value=OTHERS)
+def test_anything_else_is_returned_as_words(app: Celery, value: Any) -> None:
+    found = end_of(app, End(False, value, returned=True)).result
+    assert found == repr(value).encode("utf-8", "backslashreplace").decode()
+
+
+def test_a_tuple_is_returned_as_a_list(app: Celery) -> None:
+    assert end_of(app, End(False, (1, (2,)), returned=True)).result == [1, [2]]
+
+
+def test_what_is_too_long_for_a_line_is_returned_as_the_start_of_its_words(app: Celery) -> None:
+    line = encode_end(app, "the id", End(False, "x" * 2**25, returned=True))
+    assert len(line) < 2**21
+    circle: list[Any] = []
+    circle.append(circle)
+    assert end_of(app, End(False, circle, returned=True)).result == "[[...]]"
 
 
 # -- recipes
