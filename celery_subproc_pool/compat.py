@@ -38,6 +38,7 @@ __all__ = (
     "is_observed",
     "is_tracer",
     "is_unacknowledged",
+    "live_receivers",
     "may_be_observed",
     "reject",
     "report_hard_timeout",
@@ -136,6 +137,15 @@ def is_observed() -> bool:
         or signals.task_postrun.receivers
         or signals.task_success.receivers
     )
+
+
+def live_receivers(signal: Any, sender: Any) -> list[Any]:
+    """Return who is called when `sender` sends `signal`.
+
+    Celery 5.3 to 5.7 have no public name for it (celery/utils/dispatch/signal.py).
+    """
+    found: list[Any] = signal._live_receivers(sender)
+    return found
 
 
 #: What a tracer calls of a task's class, in Celery 5.3 to 5.7 (celery/app/trace.py:

@@ -20,9 +20,11 @@ import msgspec
 from .errors import ConfigError
 
 __all__ = (
+    "BOOTSTEPS",
     "CELERY_PREFIX",
     "ENVIRONMENT_VARIABLE",
     "PYTHON",
+    "REPLAYABLE",
     "ROOT",
     "ChildSettings",
     "PoolSettings",
@@ -49,6 +51,19 @@ PYTHON = "python"
 
 #: Where a child's stderr can go.
 STDERR_CHOICES = ("log", "inherit", "null")
+
+#: The word for the worker's bootsteps among what can be done again in a Python child.
+BOOTSTEPS = "bootsteps"
+
+#: What can be done again in a Python child, in the order in which the worker does it: signals by
+#: their names, and the construction of bootsteps.
+REPLAYABLE = (
+    "user_preload_options",
+    "celeryd_init",
+    "worker_init",
+    BOOTSTEPS,
+    "celeryd_after_setup",
+)
 
 #: Seconds: more than a hundred years are a mistake, and overflow clocks.
 Positive = Annotated[float, msgspec.Meta(gt=0, le=100 * 365 * 86400.0)]
@@ -165,6 +180,8 @@ class PythonSettings(CommonSettings, frozen=True, forbid_unknown_fields=True, kw
     #: As of all groups, but prefork's moment by default (billiard/pool.py: `_trywaitkill`), in
     #: which ``finally`` blocks run.
     kill_grace: Moment = 0.1
+    #: What the worker does before its pool starts that each child does again: of `REPLAYABLE`.
+    replay: tuple[str, ...] = ("user_preload_options", "celeryd_init", BOOTSTEPS)
 
     @property
     def prefix(self) -> tuple[str, ...]:
@@ -309,6 +326,11 @@ def _python(path: str, value: Any, environ: Mapping[str, str]) -> PythonSettings
     if python.executable is not None:
         _check_program(f"{path}.executable", python.executable, python.cwd, python.env, environ)
     _check_stderr(path, python.stderr)
+    for number, name in enumerate(python.replay):
+        if name not in REPLAYABLE:
+            raise ConfigError(
+                f"{path}.replay[{number}]: expected one of {', '.join(REPLAYABLE)}, got {name!r}"
+            )
     return python
 
 

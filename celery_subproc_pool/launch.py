@@ -15,7 +15,6 @@ import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from types import ModuleType
 from typing import Any
 
 import click
@@ -23,7 +22,7 @@ from celery import Celery
 from celery.app.utils import find_app
 from celery.local import Proxy
 
-from . import protocol
+from . import protocol, replay, settings_sent
 from .compat import app_argument
 from .config import (
     CELERY_PREFIX,
@@ -70,6 +69,7 @@ def groups(
     limit: int,
     max_jobs: int | None = None,
     max_memory: int | None = None,
+    worker: Any = None,
 ) -> dict[str, Group]:
     """Return the groups of children that a worker has, by name.
 
@@ -81,6 +81,7 @@ def groups(
         limit: the worker's concurrency.
         max_jobs: jobs for each child where its group says nothing; None is no limit.
         max_memory: KiB for each child where its group says nothing; None is no limit.
+        worker: Celery's worker, if it is known.
 
     Raises:
         ConfigError: Python children can't be started as the settings say.
@@ -95,7 +96,8 @@ def groups(
     if routes.need_python_children:
         check_executable(settings.python)
         child = settings.python.as_child(command(settings.python))
-        boot = boot_line(app, settings.python, hostname, routes.external)
+        boot = boot_line(app, settings.python, hostname, routes.external, worker)
+        _warn_of_unseen(app, settings.python, hostname, worker)
         found[PYTHON] = group(PYTHON, child, boot=boot, decode=protocol.decode_traced)
     return found
 
@@ -155,7 +157,11 @@ def check_executable(settings: PythonSettings, environ: Mapping[str, str] = os.e
 
 
 def boot_line(
-    app: Celery, settings: PythonSettings, hostname: str, taken: Mapping[str, str]
+    app: Celery,
+    settings: PythonSettings,
+    hostname: str,
+    taken: Mapping[str, str],
+    worker: Any = None,
 ) -> bytes:
     """Return the first line for every Python child.
 
@@ -164,6 +170,7 @@ def boot_line(
         settings: the Python children's.
         hostname: the worker's node name.
         taken: the tasks that external children take, which need not be known to Python ones.
+        worker: Celery's worker, if it is known.
 
     Raises:
         ConfigError: the app can't be imported from anywhere, and can't be pickled either.
@@ -186,38 +193,37 @@ def boot_line(
         include=[str(module) for module in app.conf.include or ()],
         tasks=tasks,
         recipes={name: recipe for name, recipe in recipes.items() if recipe is not None},
+        settings=settings_sent.collect(app, () if own else _homes()),
+        prelude=replay.note(app, hostname, worker, context, settings.replay),
         **_how_to_get(app),
     )
     return protocol.encode(boot)
+
+
+def _warn_of_unseen(app: Celery, settings: PythonSettings, hostname: str, worker: Any) -> None:
+    unseen = replay.unseen(app, hostname, worker, settings.replay)
+    if unseen:
+        logger.warning(
+            "Tasks do not see what these do in the worker, for Python children are fresh"
+            " interpreters: %s. If they should, use worker_process_init instead, or add to"
+            " %s.%s.replay what stands in brackets",
+            ", ".join(unseen),
+            ROOT,
+            PYTHON,
+        )
 
 
 def _how_to_get(app: Celery) -> dict[str, Any]:
     name = _named_on_command_line(app) or _variable_of(app)
     if name is None:
         try:
-            # The app takes along only what was assigned to its configuration, not what
-            # `add_defaults` has brought.
-            return {
-                "pickled_app": pickle.dumps(app, protocol=4),
-                "configuration": dict(_picklable(app.conf.without_defaults())),
-            }
+            return {"pickled_app": pickle.dumps(app, protocol=4)}
         except Exception as exc:
             raise ConfigError(
                 f"{ROOT}.{PYTHON}: the Python children can't load the app {app!r}: it is in no"
                 f" variable of a module, and can't be pickled: {exc!r}. Make it a module's variable"
             ) from exc
     return {"app": name, **(_main() if name.startswith("__main__:") else {})}
-
-
-def _picklable(settings: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
-    for name, value in settings.items():
-        if isinstance(value, ModuleType):
-            # What a configuration module imports for itself.
-            continue
-        try:
-            yield name, pickle.dumps(value, protocol=4)
-        except Exception as exc:
-            logger.warning("The Python children do without the setting %s: %r", name, exc)
 
 
 def _named_on_command_line(app: Celery) -> str | None:
@@ -293,11 +299,15 @@ def _search_path(settings: PythonSettings, own: bool) -> list[str]:
     return path
 
 
-def _belongs_to_the_interpreter(entry: str) -> bool:
+def _homes() -> set[str]:
+    """Return the directories that are this interpreter's own."""
     paths = sysconfig.get_paths()
     homes = {paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")}
-    homes |= {*site.getsitepackages(), site.getusersitepackages()}
+    return homes | {*site.getsitepackages(), site.getusersitepackages()}
+
+
+def _belongs_to_the_interpreter(entry: str) -> bool:
     # Below: `lib-dynload`. The standard library may also stand in a file of this name.
     return entry.endswith(".zip") or any(
-        entry == home or entry.startswith(home + os.sep) for home in homes
+        entry == home or entry.startswith(home + os.sep) for home in _homes()
     )

@@ -25,24 +25,30 @@ from celery.app.utils import find_app
 from celery.local import Proxy
 
 from .compat import block_joins, install_fixups
+from .config import BOOTSTEPS
 from .forks import let_copies_end
 from .messages import Recipe
 from .protocol import Boot
+from .replay import Replay
+from .settings_sent import take_over
 
 __all__ = ("load",)
 
 logger = logging.getLogger("celery_subproc_pool")
 
+_alive: list[Replay] = []
+
 #: As prefork: what a child resets of what it inherited, and what it leaves to the worker.
 _RESET = ("SIGTERM", "SIGHUP", "SIGTTIN", "SIGTTOU", "SIGUSR1")
 
 
-def load(boot: Boot, slot: int) -> Celery:
+def load(boot: Boot, slot: int, first: bool = False) -> Celery:
     """Load the project, set up this process for it, and return the app.
 
     Arguments:
         boot: what the worker says.
         slot: this child's place among the Python children, from 0 on.
+        first: whether it is for this child to say what is odd about the project, once for all.
 
     Raises:
         Exception: whatever importing the project raises.
@@ -54,18 +60,30 @@ def load(boot: Boot, slot: int) -> Celery:
     app = _get_app(boot)
     app.set_current()
     app.set_default()
+    replay = Replay(app, boot.hostname, boot.prelude)
+    replay.through("user_preload_options")
     if boot.options:
         app.config_from_cmdline(list(boot.options), namespace="worker")
     if boot.include:
         app.conf.include = tuple(boot.include)
+    # Before more of the project is imported, which may read it; and again when all is done that may
+    # have set something else than the worker has.
+    take_over(app, boot.settings)
     block_joins()
     app.loader.init_worker()
+    replay.through("celeryd_init", "worker_init")
     app.finalize()
-    _complete(app, boot, warn=slot == 0)
+    _complete(app, boot, first)
     install_fixups(app)
     app.loader.init_worker_process()
     _set_up_logging(app, boot.hostname)
     trace.setup_worker_optimizations(app, boot.hostname)
+    replay.through(BOOTSTEPS, "celeryd_after_setup")
+    lacking = take_over(app, boot.settings)
+    if first:
+        _complain(replay.complaints(), lacking)
+    # Celery holds receivers weakly: what bootsteps have connected must live.
+    _alive.append(replay)
     for name, task in app.tasks.items():
         task.__trace__ = trace.build_tracer(name, task, app.loader, boot.hostname, app=app)
     signals.worker_process_init.send(sender=boot.hostname)
@@ -87,9 +105,7 @@ def _name_process(hostname: str, slot: int) -> None:
 
 def _get_app(boot: Boot) -> Celery:
     if boot.pickled_app is not None:
-        pickled = _pickled(boot.pickled_app)
-        pickled.conf.update({key: pickle.loads(data) for key, data in boot.configuration.items()})
-        return pickled
+        return _pickled(boot.pickled_app)
     if boot.main_module is not None or boot.main_path is not None:
         _load_main(boot)
     if boot.app is None:
@@ -153,6 +169,18 @@ def _get_task(app: Celery, name: str, boot: Boot) -> str:
     except Exception as exc:
         reason = f"it can't be made anew: {exc!r}"
     return reason
+
+
+def _complain(complaints: list[str], lacking: dict[str, str]) -> None:
+    for complaint in complaints:
+        logger.warning("%s", complaint)
+    for name, reason in lacking.items():
+        logger.warning(
+            "The Python children do without the setting %s: %s. Set it in a module that loading the"
+            " app imports",
+            name,
+            reason,
+        )
 
 
 def _set_up_logging(app: Celery, hostname: str) -> None:

@@ -104,6 +104,9 @@ class Pool(BasePool, control.Controlled):
         self._events = ChildEvents()
         #: Celery's, once the worker is ready.
         self._consumer: Any = None
+        #: Celery's worker, once it is set up.
+        self._worker: Any = None
+        celery_signals.celeryd_after_setup.connect(self._on_after_setup)
         celery_signals.worker_ready.connect(self._on_worker_ready)
 
     def _option_in_seconds(self, option: str, setting: str) -> float | None:
@@ -129,6 +132,7 @@ class Pool(BasePool, control.Controlled):
                 self.limit,
                 self.options.get("maxtasksperchild"),
                 self.options.get("max_memory_per_child"),
+                self._worker,
             )
             self._show_banner(groups)
             supervisor = Supervisor(Scheduler(groups, self.limit, random.random), self)
@@ -163,6 +167,10 @@ class Pool(BasePool, control.Controlled):
             tasks = banner.external_tasks(group.name, group.settings, self._routes.external)
         size = banner.size_of(group.settings, len(group.slots))
         return banner.describe(group.name, group.settings.command, size, tasks)
+
+    def _on_after_setup(self, instance: Any, **_: Any) -> None:
+        if instance.pool is self:
+            self._worker = instance
 
     def _on_worker_ready(self, sender: Any, **_: Any) -> None:
         if sender.pool is self:

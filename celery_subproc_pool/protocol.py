@@ -231,6 +231,33 @@ class Fatal(msgspec.Struct, tag_field="status", tag="fatal", frozen=True, kw_onl
     message: str = "no reason given"
 
 
+class SentSettings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a worker's configuration has beside Celery's defaults."""
+
+    #: The pickled value of each setting.
+    values: dict[str, bytes] = {}
+    #: Settings that can't be pickled, with what they are: the name of a type or a function.
+    unsendable: dict[str, str] = {}
+    #: Settings that name a place of the worker's own interpreter, for a child that has another one.
+    at_home: list[str] = []
+
+
+class Prelude(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a worker has done before its pool started, for a Python child to do again."""
+
+    #: What to do again: names of `config.REPLAYABLE`, in the order in which the worker did it.
+    order: list[str] = []
+    #: Whose work that was, by the same names.
+    receivers: dict[str, list[str]] = {}
+    #: The project's own options of the command line (`app.user_options["preload"]`), pickled.
+    preload: dict[str, bytes] = {}
+    #: The options that the worker was made with, and those that its bootsteps were: pickled.
+    options: dict[str, bytes] = {}
+    step_options: dict[str, bytes] = {}
+    #: Plain attributes of the worker.
+    worker: dict[str, str | int | float | bool | None] = {}
+
+
 class Boot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The first line that a Python child gets: how to become a process of its worker's project."""
 
@@ -239,8 +266,10 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     #: The app as ``-A`` takes it, or pickled if it can't be imported from anywhere.
     app: str | None = None
     pickled_app: bytes | None = None
-    #: The pickled app's configuration: the pickled value of each setting that is no default.
-    configuration: dict[str, bytes] = {}
+    #: The worker's configuration.
+    settings: SentSettings = SentSettings()
+    #: What to do again of what the worker did.
+    prelude: Prelude = Prelude()
     #: What the worker's interpreter runs as ``__main__``, if the app is from there: the name of a
     #: module, or else the path of a file.
     main_module: str | None = None

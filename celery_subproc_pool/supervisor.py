@@ -62,6 +62,9 @@ EXIT_PATIENCE = 0.01
 #: The environment variable that tells a child its place in its group, from 0 on.
 SLOT = "CELERY_SUBPROC_POOL_SLOT"
 
+#: The environment variable that tells one Python child to say what is odd about the project.
+FIRST = "CELERY_SUBPROC_POOL_FIRST"
+
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
@@ -517,6 +520,8 @@ class Supervisor:
         elif child.group.withheld:
             base = {name: base[name] for name in base.keys() - child.group.withheld}
         own = {MARK: self._guardian.mark, SLOT: str(child.slot.number)}
+        if child.group.boot and child.slot.number == 0 and not child.group.came_up:
+            own[FIRST] = "1"
         return {**base, **settings.env, **own}
 
     def _accept(self, action: records.Accept) -> None:

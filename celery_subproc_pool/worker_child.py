@@ -25,6 +25,8 @@ __all__ = ("main",)
 #: As `supervisor.SLOT` and `child.STDERR`, which this does not import.
 _SLOT = "CELERY_SUBPROC_POOL_SLOT"
 _STDERR = "CELERY_SUBPROC_POOL_STDERR"
+#: As `supervisor.FIRST`.
+_FIRST = "CELERY_SUBPROC_POOL_FIRST"
 
 
 def main() -> NoReturn:
@@ -40,7 +42,8 @@ def main() -> NoReturn:
             os.environ["MP_MAIN_FILE"] = boot.main_path
         from . import loading
 
-        app = loading.load(boot, int(os.environ.get(_SLOT, "0")))
+        first = os.environ.pop(_FIRST, None) is not None
+        app = loading.load(boot, int(os.environ.get(_SLOT, "0")), first)
     except Exception as exc:
         _say(replies, status="fatal", message=_why(exc))
         sys.exit(1)

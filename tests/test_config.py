@@ -390,7 +390,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "a misspelt setting of python": (
         {"python": {"exe": "python3"}},
-        f".python.exe: no such setting; the settings are {COMMON}, executable, wrapper",
+        f".python.exe: no such setting; the settings are {COMMON}, executable, wrapper, replay",
     ),
     "a limit of memory in MiB": (
         {"argv": "cat", "max_memory": 512},
@@ -427,6 +427,11 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "python stderr goes nowhere known": (
         {"python": {"stderr": "file"}},
         ".python.stderr: expected one of log, inherit, null, got 'file'",
+    ),
+    "a signal that can't be sent again": (
+        {"python": {"replay": ["celeryd_init", "worker_ready"]}},
+        ".python.replay[1]: expected one of user_preload_options, celeryd_init, worker_init,"
+        " bootsteps, celeryd_after_setup, got 'worker_ready'",
     ),
     "an impossible environment of python": (
         {"python": {"env": {"A=": "x"}}},

@@ -663,6 +663,34 @@ def test_worker_process_init_and_shutdown(shared_worker: Site) -> None:
     assert external not in noted(place, "init") | noted(place, "shutdown")
 
 
+def test_what_is_set_up_before_the_pool_starts(tmp_path: Path, broker: str) -> None:
+    code = """
+from celery import bootsteps, signals
+from click import Option
+seen = {}
+app.user_options["preload"].add(Option(["--ini"]))
+@signals.user_preload_options.connect
+def on_options(options, **_):
+    seen["ini"] = options["ini"]
+@signals.celeryd_init.connect
+def on_init(sender, conf, **_):
+    conf.result_expires = 77
+    seen["init"] = sender
+class Prepares(bootsteps.Step):
+    def __init__(self, parent, **options):
+        seen["step"] = parent.hostname
+app.steps["worker"].add(Prepares)
+@app.task(name="seen")
+def what_is_seen():
+    return {**seen, "expires": app.conf.result_expires}
+"""
+    place = workplace(tmp_path, broker, code)
+    with working(place, "-c", "1", "--ini", "production.ini"):
+        node = place.project.node
+        expected = {"ini": "production.ini", "init": node, "step": node, "expires": 77}
+        assert get(place.app.send_task("seen")) == expected
+
+
 def test_task_signals(shared_worker: Site, tmp_path: Path, broker: str) -> None:
     place, worker = shared_worker
     child = pid_of(place, "python")
