@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import termios
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,9 +19,11 @@ from contextlib import suppress
 
 from .errors import SpawnError
 
-__all__ = ("KILL_GRACE", "STDERR", "ChildProcess", "pidfd")
+__all__ = ("KILL_GRACE", "STDERR", "STDOUT", "ChildProcess", "pidfd")
 
-#: The environment variable that tells a child the number of its descriptor for our stderr.
+#: The environment variables that tell a child the numbers of its descriptors for our stdout and
+#: stderr.
+STDOUT = "CELERY_SUBPROC_POOL_STDOUT"
 STDERR = "CELERY_SUBPROC_POOL_STDERR"
 
 #: Seconds that a killed process may take to end.
@@ -38,8 +41,8 @@ class ChildProcess:
         env: its whole environment.
         cwd: its working directory, None for ours.
         stderr: where its stderr goes: "log" (a pipe to us), "inherit" or "null"; "handover" is a
-            pipe to us, together with a descriptor of our own stderr, whose number stands in the
-            environment as `STDERR`, for the child to go on with.
+            pipe to us, together with descriptors of our own stdout and stderr, whose numbers stand
+            in the environment as `STDOUT` and `STDERR`, for the child to go on with.
 
     Raises:
         SpawnError: the operating system refused.
@@ -61,9 +64,8 @@ class ChildProcess:
         self, argv: Sequence[str], env: Mapping[str, str], cwd: str | None, stderr: str
     ) -> None:
         targets = {"inherit": None, "null": subprocess.DEVNULL}
-        handed_over = _duplicate(2) if stderr == "handover" else None
-        if handed_over is not None:
-            env = {**env, STDERR: str(handed_over)}
+        handed_over = _duplicates() if stderr == "handover" else {}
+        env = {**env, **{name: str(number) for name, number in handed_over.items()}}
         try:
             self._popen = subprocess.Popen(
                 argv,
@@ -71,7 +73,7 @@ class ChildProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=targets.get(stderr, subprocess.PIPE),
-                pass_fds=() if handed_over is None else (handed_over,),
+                pass_fds=tuple(handed_over.values()),
                 cwd=cwd,
                 env=env,
                 # Its own session, hence group: it can be killed with all that it started, and
@@ -81,8 +83,8 @@ class ChildProcess:
         except (OSError, ValueError, subprocess.SubprocessError) as exc:
             raise SpawnError(f"can't start {argv[0]!r}: {exc}") from exc
         finally:
-            if handed_over is not None:
-                os.close(handed_over)
+            for number in handed_over.values():
+                os.close(number)
         assert self._popen.stdin is not None
         assert self._popen.stdout is not None
         self.pid = self._popen.pid
@@ -262,12 +264,17 @@ class ChildProcess:
         self.stdin = self.stdout = self.stderr = self.pidfd = None
 
 
-def _duplicate(descriptor: int) -> int | None:
-    try:
-        return os.dup(descriptor)
-    except OSError:
-        # It is closed: there is nothing to hand over.
-        return None
+def _duplicates() -> dict[str, int]:
+    """Return descriptors to hand over, by the names of the variables that tell their numbers."""
+    found = {}
+    streams = ((STDOUT, 1, sys.__stdout__), (STDERR, 2, sys.__stderr__))
+    for name, number, stream in streams:
+        # Where it was closed when this process started, something else has its number since.
+        if stream is not None:
+            # Closed later: there is nothing to hand over.
+            with suppress(OSError):
+                found[name] = os.dup(number)
+    return found
 
 
 def _waiting(pipe: int) -> int:

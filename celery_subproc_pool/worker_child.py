@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from types import FrameType
 from typing import Any, BinaryIO, NoReturn
 
@@ -22,8 +23,9 @@ from .serve import flush_prints, take_wire, write_all
 
 __all__ = ("main",)
 
-#: As `supervisor.SLOT` and `child.STDERR`, which this does not import.
+#: As `supervisor.SLOT`, `child.STDOUT` and `child.STDERR`, which this does not import.
 _SLOT = "CELERY_SUBPROC_POOL_SLOT"
+_STDOUT = "CELERY_SUBPROC_POOL_STDOUT"
 _STDERR = "CELERY_SUBPROC_POOL_STDERR"
 #: As `supervisor.FIRST`.
 _FIRST = "CELERY_SUBPROC_POOL_FIRST"
@@ -32,7 +34,7 @@ _FIRST = "CELERY_SUBPROC_POOL_FIRST"
 def main() -> NoReturn:
     """Be a child, until stdin ends."""
     requests, replies = take_wire()
-    stderr = _workers_stderr()
+    stdout, stderr = _workers(_STDOUT), _workers(_STDERR)
     try:
         boot = _read_boot(requests)
         sys.path[:] = boot.path if boot.whole_path else _in_front(boot.path, sys.path)
@@ -47,10 +49,7 @@ def main() -> NoReturn:
     except Exception as exc:
         _say(replies, status="fatal", message=_why(exc))
         sys.exit(1)
-    if stderr is not None:
-        os.dup2(stderr, 1)
-        os.dup2(stderr, 2)
-        os.close(stderr)
+    _take_over(stdout, stderr)
     child = _Child(app, boot.hostname, requests, replies)
     try:
         _say(replies, status="ready", protocol=1, pid=os.getpid())
@@ -60,10 +59,10 @@ def main() -> NoReturn:
     child.serve()
 
 
-def _workers_stderr() -> int | None:
-    """Return the descriptor of the worker's own stderr, to be ours once we have booted: until then
-    the worker reads what we write there, to know why we could not."""
-    descriptor = os.environ.pop(_STDERR, None)
+def _workers(name: str) -> int | None:
+    """Return the descriptor of the worker's own stdout or stderr, to be ours once we have booted:
+    until then the worker reads what we write, to know why we could not."""
+    descriptor = os.environ.pop(name, None)
     try:
         if descriptor is not None:
             os.set_inheritable(int(descriptor), False)
@@ -72,6 +71,24 @@ def _workers_stderr() -> int | None:
         # A wrapper has closed it: it stays with the worker's reading.
         pass
     return None
+
+
+def _take_over(stdout: int | None, stderr: int | None) -> None:
+    """Let what we write go where it goes in the worker; all to its stderr if it has no stdout."""
+    # What the boot has printed stands with the boot's words.
+    flush_prints()
+    if stdout is None:
+        stdout = stderr
+    for ours, workers in ((1, stdout), (2, stderr)):
+        if workers is not None:
+            os.dup2(workers, ours)
+    for workers in {stdout, stderr} - {None}:
+        assert workers is not None
+        os.close(workers)
+    if sys.stdout is not None and os.isatty(1):
+        # Python took it for a pipe when it started.
+        with suppress(AttributeError, ValueError):
+            sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
 def _read_boot(requests: BinaryIO) -> Any:
