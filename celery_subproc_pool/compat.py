@@ -5,10 +5,12 @@ Layer: above `outcome`, below all that meets Celery; imports Celery and kombu.
 
 from __future__ import annotations
 
+import dis
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import FunctionType
+from functools import cache
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 import celery
@@ -34,6 +36,7 @@ __all__ = (
     "deserialized_body",
     "ignores_result",
     "install_fixups",
+    "is_at_body",
     "is_cancelled",
     "is_observed",
     "is_tracer",
@@ -137,6 +140,34 @@ def is_observed() -> bool:
         or signals.task_postrun.receivers
         or signals.task_success.receivers
     )
+
+
+#: What Celery's tracer calls the task's own code by: its body, and its hook before it, whose
+#: exceptions are the body's (5.3 to 5.7: celery/app/trace.py, `build_tracer`).
+_BODY = frozenset(("fun", "task_before_start"))
+
+
+def is_trace(code: CodeType) -> bool:
+    """Return whether `code` is that of the function which traces a job."""
+    # Not the file of `build_tracer`, in whose place agents put functions of their own.
+    return "fun" in code.co_freevars and code.co_filename == trace.__file__
+
+
+def is_at_body(tracer: FrameType) -> bool:
+    """Return whether the frame of a tracer is where it calls the task's own code."""
+    return tracer.f_lineno in _lines_of_body(tracer.f_code)
+
+
+@cache
+def _lines_of_body(tracer: CodeType) -> frozenset[int]:
+    found = set()
+    starts = dict(dis.findlinestarts(tracer))
+    line = None
+    for instruction in dis.get_instructions(tracer):
+        line = starts.get(instruction.offset, line)
+        if instruction.argval in _BODY and line is not None:
+            found.add(line)
+    return frozenset(found)
 
 
 def live_receivers(signal: Any, sender: Any) -> list[Any]:

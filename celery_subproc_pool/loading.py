@@ -87,6 +87,7 @@ def load(boot: Boot, slot: int, first: bool = False) -> Celery:
     for name, task in app.tasks.items():
         task.__trace__ = trace.build_tracer(name, task, app.loader, boot.hostname, app=app)
     signals.worker_process_init.send(sender=boot.hostname)
+    _import_what_jobs_need(app, first)
     # From here on, a signal that ends the process lets `finally` blocks of a task run.
     reset_signals()
     let_copies_end()
@@ -169,6 +170,21 @@ def _get_task(app: Celery, name: str, boot: Boot) -> str:
     except Exception as exc:
         reason = f"it can't be made anew: {exc!r}"
     return reason
+
+
+def _import_what_jobs_need(app: Celery, warn: bool) -> None:
+    """Import what prefork's worker has imported before it forks, and connect to nothing.
+
+    Otherwise the first job does it, and a soft limit or a revoke in the midst of it may leave
+    modules half made.
+    """
+    try:
+        # The modules are those of these attributes.
+        _ = app.backend, app.amqp, app.events
+        app.connection_for_write().get_transport_cls()
+    except Exception as exc:
+        if warn:
+            logger.warning("Jobs in the Python children may fail to store or to send: %r", exc)
 
 
 def _complain(complaints: list[str], lacking: dict[str, str]) -> None:

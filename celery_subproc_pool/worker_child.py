@@ -134,16 +134,16 @@ class _Child:
     def __init__(self, app: Any, hostname: str, requests: BinaryIO, replies: int) -> None:
         # Not at the top of the module: see there. Not for each job either: it costs.
         from celery.app.trace import fast_trace_task
-        from celery.exceptions import SoftTimeLimitExceeded
 
         from . import messages, protocol
+        from .soft_limits import SoftLimits
 
         self._app = app
         self._hostname = hostname
         self._requests = requests
         self._replies = replies
         self._trace = fast_trace_task
-        self._limit_exceeded = SoftTimeLimitExceeded
+        self._limits = SoftLimits(fast_trace_task, messages.task_arguments, self._require)
         self._messages = messages
         self._decode = protocol.decode_request
         self._working = False
@@ -170,6 +170,7 @@ class _Child:
         encode_end = self._messages.encode_end
         for line in self._requests:
             request = self._decode(line)
+            self._limits.begin()
             end = self._run(request)
             if os.getpid() != self._pid:
                 # A task forked, and its copy of this process came back here.
@@ -210,7 +211,7 @@ class _Child:
     def _on_soft_limit(self, signum: int, frame: FrameType | None) -> None:
         # One that comes between two jobs was meant for the one that just ended.
         if self._working:
-            raise self._limit_exceeded()
+            self._limits.reached(frame)
 
     def _exit(self, status: int) -> NoReturn:
         """End as a process of prefork does: at once, whatever threads the tasks have left."""

@@ -103,7 +103,11 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"compat", "config", "forks", "messages", "protocol", "replay", "settings_sent"},
         {"billiard", "celery"},
     ),
-    "worker_child": ({"loading", "messages", "protocol", "serve"}, {"billiard", "celery"}),
+    "soft_limits": ({"compat"}, {"celery"}),
+    "worker_child": (
+        {"loading", "messages", "protocol", "serve", "soft_limits"},
+        {"billiard", "celery"},
+    ),
     "events": ({"records"}, {"celery"}),
     "control": ({"errors"}, {"celery"}),
     "drivers": ({"compat", "errors", "supervisor"}, {"celery"}),
