@@ -25,6 +25,9 @@ __all__ = (
     "SubprocTask",
 )
 
+#: The release. A Python child on another interpreter must have the same.
+__version__ = "0.1.0"
+
 _HOME = {
     "ChildTaskError": "errors",
     "ConfigError": "errors",

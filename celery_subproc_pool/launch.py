@@ -22,7 +22,7 @@ from celery import Celery
 from celery.app.utils import find_app
 from celery.local import Proxy
 
-from . import protocol, replay, settings_sent
+from . import __version__, protocol, replay, settings_sent
 from .compat import app_argument
 from .config import (
     CELERY_PREFIX,
@@ -55,9 +55,10 @@ NEEDED = ("celery", "msgspec", __package__)
 _NOT_THE_PROJECTS = ("celery", "kombu", __package__, "__mp_main__")
 
 _QUESTION = """
-import importlib.util, json, sys
+import importlib, importlib.util, json, sys
 missing = [name for name in {needed!r} if importlib.util.find_spec(name) is None]
-print(json.dumps([list(sys.version_info[:2]), missing]))
+release = None if missing else getattr(importlib.import_module({package!r}), "__version__", "")
+print(json.dumps([list(sys.version_info[:2]), missing, release]))
 """
 
 
@@ -119,14 +120,40 @@ def check_executable(settings: PythonSettings, environ: Mapping[str, str] = os.e
     """Ask another interpreter whether it has what a Python child needs.
 
     Raises:
-        ConfigError: it lacks something, or does not run.
+        ConfigError: it lacks something, has another release of this package, or does not run.
     """
     if settings.executable is None:
         return
     path = f"{ROOT}.{PYTHON}.executable"
+    version, missing, release = _ask(path, settings.executable, settings, environ)
+    if tuple(version) < (3, 10):
+        found = ".".join(map(str, version))
+        raise ConfigError(
+            f"{path}: expected Python 3.10 or later, {settings.executable!r} is {found}"
+        )
+    project = __package__.replace("_", "-")
+    if missing:
+        raise ConfigError(
+            f"{path}: {settings.executable!r} lacks {', '.join(missing)}: install celery and"
+            f" {project} for that interpreter too"
+        )
+    if release != __version__:
+        # What the two say to each other is no public protocol.
+        raise ConfigError(
+            f"{path}: expected the release {__version__} of {project}, which the worker has,"
+            f" {settings.executable!r} has {release or 'one that does not say'}: install"
+            f" {project}=={__version__} for that interpreter"
+        )
+
+
+def _ask(
+    path: str, executable: str, settings: PythonSettings, environ: Mapping[str, str]
+) -> tuple[list[int], list[str], str | None]:
+    """Return the version of Python, what is missing there, and the release of this package."""
+    question = _QUESTION.format(needed=NEEDED, package=__package__)
     try:
         done = subprocess.run(
-            [settings.executable, "-c", _QUESTION.format(needed=NEEDED)],
+            [executable, "-c", question],
             env={**environ, **settings.env},
             cwd=settings.cwd,
             stdin=subprocess.DEVNULL,
@@ -134,26 +161,13 @@ def check_executable(settings: PythonSettings, environ: Mapping[str, str] = os.e
             timeout=PATIENCE,
             check=True,
         )
-        version, missing = json.loads(done.stdout)
+        version, missing, release = json.loads(done.stdout)
     except subprocess.CalledProcessError as exc:
         last = exc.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise ConfigError(
-            f"{path}: {settings.executable!r} is no Python that works: {last}"
-        ) from exc
+        raise ConfigError(f"{path}: {executable!r} is no Python that works: {last}") from exc
     except (OSError, ValueError, subprocess.TimeoutExpired) as exc:
-        raise ConfigError(
-            f"{path}: {settings.executable!r} is no Python that works: {exc}"
-        ) from exc
-    if tuple(version) < (3, 10):
-        found = ".".join(map(str, version))
-        raise ConfigError(
-            f"{path}: expected Python 3.10 or later, {settings.executable!r} is {found}"
-        )
-    if missing:
-        raise ConfigError(
-            f"{path}: {settings.executable!r} lacks {', '.join(missing)}: install celery and"
-            f" {__package__.replace('_', '-')} for that interpreter too"
-        )
+        raise ConfigError(f"{path}: {executable!r} is no Python that works: {exc}") from exc
+    return version, missing, release
 
 
 def boot_line(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -16,6 +17,8 @@ import psutil
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import TaskRevokedError
+
+import celery_subproc_pool
 
 from .conftest import DEADLINE, python_child, wait_for
 from .worker import Project
@@ -84,6 +87,37 @@ def test_an_interpreter_that_lacks_what_is_needed(tmp_path: Path) -> None:
     log = failed_start(project_with(tmp_path, executable=python))
     assert f"subproc_pool.python.executable: {python!r} lacks celery, msgspec," in log
     assert "install celery and celery-subproc-pool for that interpreter too" in log
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("__version__ = '0.0.9'\n", "has 0.0.9"), ("", "has one that does not say")]
+)
+def test_an_interpreter_with_another_release_of_this_package(
+    tmp_path: Path, text: str, found: str
+) -> None:
+    python = another_venv(tmp_path / "venv", equipped=True)
+    [library] = (tmp_path / "venv").glob("lib/python*/site-packages")
+    # Before the one that the environment is equipped with.
+    package = library / "celery_subproc_pool"
+    package.mkdir()
+    (package / "__init__.py").write_text(text)
+    project = project_with(tmp_path, executable=python)
+    log = failed_start(project)
+    release = importlib.metadata.version("celery-subproc-pool")
+    expected = (
+        f"subproc_pool.python.executable: expected the release {release} of celery-subproc-pool,"
+        f" which the worker has, {python!r} {found}: install celery-subproc-pool=={release} for"
+        " that interpreter"
+    )
+    assert expected in log
+    assert "Traceback" not in log
+    done = project.run("subproc", "check")
+    assert done.returncode == 1
+    assert expected in done.stdout
+
+
+def test_the_release_stands_in_one_place() -> None:
+    assert importlib.metadata.version("celery-subproc-pool") == celery_subproc_pool.__version__
 
 
 def test_an_executable_that_is_no_python(tmp_path: Path) -> None:
