@@ -101,7 +101,7 @@ def _name_process(hostname: str, slot: int) -> None:
     name = f"SubprocPoolWorker-{slot + 1}"
     billiard._name = name
     multiprocessing.current_process().name = name
-    platforms.set_process_title("celeryd", info=f"{hostname}:{name}")
+    platforms.set_mp_process_title("celeryd", hostname=hostname)
 
 
 def _get_app(boot: Boot) -> Celery:

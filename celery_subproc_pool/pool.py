@@ -135,7 +135,8 @@ class Pool(BasePool, control.Controlled):
                 self._worker,
             )
             self._show_banner(groups)
-            supervisor = Supervisor(Scheduler(groups, self.limit, random.random), self)
+            scheduler = Scheduler(groups, self.limit, random.random)
+            supervisor = Supervisor(scheduler, self, owner=self._hostname)
             try:
                 supervisor.start()
                 wait_for_children(supervisor)

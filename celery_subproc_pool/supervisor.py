@@ -110,6 +110,7 @@ class Supervisor:
         listener: is told about jobs.
         environ: the environment that children start from.
         clock: monotonic time in seconds; `time.monotonic`, because Celery's is.
+        owner: the worker's node name, for those who look at processes.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class Supervisor:
         listener: Listener,
         environ: Mapping[str, str] = os.environ,
         clock: Callable[[], float] = time.monotonic,
+        owner: str = "",
     ) -> None:
         self.scheduler = scheduler
         #: Called with a monotonic time when the engine must be turned then, at the latest.
@@ -125,6 +127,7 @@ class Supervisor:
         self._listener = listener
         self._environ = dict(environ)
         self._clock = clock
+        self._owner_name = owner
         self._live: dict[int, LiveChild] = {}
         #: Children whose exit no descriptor tells.
         self._polled: set[LiveChild] = set()
@@ -181,7 +184,7 @@ class Supervisor:
             SpawnError: one could not be started; those that could are gone again.
         """
         self._owner = threading.get_ident()
-        self._guardian = Guardian()
+        self._guardian = Guardian(self._owner_name)
         self._watch_guardian()
         self._starting = True
         try:

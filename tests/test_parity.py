@@ -6,6 +6,7 @@ of its own serves several tests.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import pty
@@ -713,6 +714,17 @@ def test_serializers_and_compression(shared_worker: Site) -> None:
     ):
         assert get(place.app.send_task("echo", ([1, "é"],), **options)) == [[[1, "é"]], {}]
         assert get(place.app.send_task("do.it", ([1, "é"],), **options)) == [[1, "é"]]
+
+
+def test_titles_of_processes(shared_worker: Site) -> None:
+    place, worker = shared_worker
+    title = f"[celeryd: {place.project.node}"
+    family = psutil.Process(worker.process.pid).children()
+    lines = [" ".join(process.cmdline()) for process in family]
+    assert sum(line.endswith(f"{title}:guardian]") for line in lines) == 1
+    if importlib.util.find_spec("setproctitle") is not None:
+        child = psutil.Process(pid_of(place, "python")).cmdline()[0]
+        assert re.fullmatch(re.escape(title) + r":SubprocPoolWorker-\d+\]\s*", child)
 
 
 def test_logging(tmp_path: Path, broker: str) -> None:

@@ -48,6 +48,12 @@ def test_the_pools_names(project: Project, words: list[str], environ: dict[str, 
         assert worker.stop() == 0
 
 
+def test_the_guardian_says_whose_it_is(project: Project) -> None:
+    with project.worker("-P", "subproc", "-c", "1"):
+        titles = [guardian.cmdline()[-1] for guardian in guardians()]
+        assert f"[celeryd: {project.node}:guardian]" in titles
+
+
 def test_the_setting_worker_pool(tmp_path: Path) -> None:
     conf = {"subproc_pool": CHILDREN, "worker_pool": "celery_subproc_pool:Pool"}
     project = Project(tmp_path, conf=conf)

@@ -1,0 +1,32 @@
+"""What `ps` shows of a worker's processes where `setproctitle` is installed: as on prefork."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import DEADLINE
+from tests.worker import Project
+
+pytest.importorskip("setproctitle")
+
+pytestmark = pytest.mark.ecosystem
+
+CODE = """
+@app.task(name="nothing")
+def nothing(): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("pool", "kind"),
+    [("prefork", "ForkPoolWorker"), ("celery_subproc_pool:Pool", "SubprocPoolWorker")],
+)
+def test_the_titles_of_processes(tmp_path: Path, pool: str, kind: str) -> None:
+    project = Project(tmp_path, code=CODE)
+    with project.worker("-P", pool, "-c", "2") as worker:
+        for _ in range(2):
+            project.app.send_task("nothing").get(timeout=DEADLINE, interval=0.02)
+        titles = sorted(child.cmdline()[0].rstrip() for child in worker.children())
+        assert titles == [f"[celeryd: {project.node}:{kind}-{number}]" for number in (1, 2)]
