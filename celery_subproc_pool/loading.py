@@ -61,6 +61,21 @@ def load(boot: Boot, slot: int, first: bool = False) -> Celery:
     app.set_current()
     app.set_default()
     replay = Replay(app, boot.hostname, boot.prelude)
+    _set_up(app, boot, replay, first)
+    # Celery holds receivers weakly: what bootsteps have connected must live.
+    _alive.append(replay)
+    for name, task in app.tasks.items():
+        task.__trace__ = trace.build_tracer(name, task, app.loader, boot.hostname, app=app)
+    signals.worker_process_init.send(sender=boot.hostname)
+    _import_what_jobs_need(app, first)
+    # From here on, a signal that ends the process lets `finally` blocks of a task run.
+    reset_signals()
+    let_copies_end()
+    return app
+
+
+def _set_up(app: Celery, boot: Boot, replay: Replay, first: bool) -> None:
+    """Do what a worker does before it forks, in the same order."""
     replay.through("user_preload_options")
     if boot.options:
         app.config_from_cmdline(list(boot.options), namespace="worker")
@@ -82,16 +97,6 @@ def load(boot: Boot, slot: int, first: bool = False) -> Celery:
     lacking = take_over(app, boot.settings)
     if first:
         _complain(replay.complaints(), lacking)
-    # Celery holds receivers weakly: what bootsteps have connected must live.
-    _alive.append(replay)
-    for name, task in app.tasks.items():
-        task.__trace__ = trace.build_tracer(name, task, app.loader, boot.hostname, app=app)
-    signals.worker_process_init.send(sender=boot.hostname)
-    _import_what_jobs_need(app, first)
-    # From here on, a signal that ends the process lets `finally` blocks of a task run.
-    reset_signals()
-    let_copies_end()
-    return app
 
 
 def _name_process(hostname: str, slot: int) -> None:

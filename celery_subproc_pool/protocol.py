@@ -254,8 +254,8 @@ class Prelude(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     #: The options that the worker was made with, and those that its bootsteps were: pickled.
     options: dict[str, bytes] = {}
     step_options: dict[str, bytes] = {}
-    #: Plain attributes of the worker.
-    worker: dict[str, str | int | float | bool | None] = {}
+    #: Plain attributes of the worker, pickled.
+    worker: dict[str, bytes] = {}
 
 
 class Boot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

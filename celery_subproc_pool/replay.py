@@ -61,11 +61,7 @@ def note(
         preload=_pickled({name: params[name] for name in preload}),
         options=_pickled({key: options[key] for key in options if key not in _OF_THE_COMMAND}),
         step_options=_pickled(getattr(worker, "options", {})),
-        worker={
-            name: value
-            for name, value in getattr(worker, "__dict__", {}).items()
-            if type(value) in _PLAIN
-        },
+        worker=_pickled(_plain_attributes(worker)),
     )
 
 
@@ -108,6 +104,11 @@ def _name(thing: Any) -> str:
     named = thing if hasattr(thing, "__qualname__") else type(thing)
     # Celery puts the module into the name of a bootstep.
     return f"{named.__module__}.{named.__qualname__.removeprefix(f'{named.__module__}.')}"
+
+
+def _plain_attributes(worker: Any) -> dict[str, Any]:
+    attributes: dict[str, Any] = getattr(worker, "__dict__", {})
+    return {name: value for name, value in attributes.items() if type(value) in _PLAIN}
 
 
 def _pickled(values: Mapping[str, Any]) -> dict[str, bytes]:
@@ -154,7 +155,7 @@ class Replay:
         self._app = app
         self._hostname = hostname
         self._prelude = prelude
-        self._worker = WorkerStandIn(app, hostname, prelude.worker)
+        self._worker = WorkerStandIn(app, hostname, dict(_unpickled(prelude.worker)))
         self._failures: list[str] = []
         self._do: dict[str, Callable[[], None]] = {
             "user_preload_options": self._preload,
@@ -198,7 +199,7 @@ class Replay:
     def _send(self, name: str, sender: Any, **arguments: Any) -> None:
         for receiver, answer in getattr(signals, name).send(sender=sender, **arguments):
             # Celery gives back what a receiver raises. It logs it too, but there is no log yet.
-            if isinstance(answer, Exception):
+            if isinstance(answer, Exception) and not _is_ours(receiver):
                 self._failures.append(
                     f"{_name(receiver)} ({name}) fails in the Python children, so that tasks do not"
                     f" see what it does: {answer!r}"

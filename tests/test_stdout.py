@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery.apps import worker as apps_worker
 
 from .conftest import DEADLINE, wait_for
 from .worker import Project
@@ -75,6 +76,7 @@ def test_what_tasks_write_to_stdout_is_on_the_workers(tmp_path: Path) -> None:
 
 
 @ours
+@pytest.mark.skipif(not hasattr(apps_worker, "isatty"), reason="this Celery wants a stdout")
 @pytest.mark.parametrize("to", [">&-", ">&- 2>&-"])
 def test_a_worker_whose_stdout_is_closed(tmp_path: Path, to: str) -> None:
     """What the worker has opened in its place is nothing to write to."""
