@@ -182,6 +182,8 @@ class PythonSettings(CommonSettings, frozen=True, forbid_unknown_fields=True, kw
     kill_grace: Moment = 0.1
     #: What the worker does before its pool starts that each child does again: of `REPLAYABLE`.
     replay: tuple[str, ...] = ("user_preload_options", "celeryd_init", BOOTSTEPS)
+    #: Seconds that what is registered with `atexit` may take when a child goes.
+    exit_grace: Positive = 5.0
 
     @property
     def prefix(self) -> tuple[str, ...]:

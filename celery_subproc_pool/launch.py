@@ -209,6 +209,7 @@ def boot_line(
         recipes={name: recipe for name, recipe in recipes.items() if recipe is not None},
         settings=settings_sent.collect(app, () if own else _homes()),
         prelude=replay.note(app, hostname, worker, context, settings.replay),
+        exit_grace=settings.exit_grace,
         **_how_to_get(app),
     )
     return protocol.encode(boot)

@@ -287,6 +287,8 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tasks: dict[str, str] = {}
     #: How to make a task that no import makes: pickled `messages.Recipe`, by name.
     recipes: dict[str, bytes] = {}
+    #: Seconds that what is registered with `atexit` may take when the child goes.
+    exit_grace: float = 5.0
 
 
 class TaskMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -10,10 +10,12 @@ descriptor 0 is empty and descriptor 1 is stderr, whatever user code does to the
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
 import sys
+import threading
 import traceback
 from contextlib import suppress
 from types import FrameType
@@ -50,7 +52,7 @@ def main() -> NoReturn:
         _say(replies, status="fatal", message=_why(exc))
         sys.exit(1)
     _take_over(stdout, stderr)
-    child = _Child(app, boot.hostname, requests, replies)
+    child = _Child(app, boot.hostname, requests, replies, boot.exit_grace)
     try:
         _say(replies, status="ready", protocol=1, pid=os.getpid())
     except BrokenPipeError:
@@ -129,9 +131,12 @@ class _Child:
         hostname: the worker's node name.
         requests: where requests come from.
         replies: the descriptor for replies.
+        exit_grace: seconds that what is registered with `atexit` may take.
     """
 
-    def __init__(self, app: Any, hostname: str, requests: BinaryIO, replies: int) -> None:
+    def __init__(
+        self, app: Any, hostname: str, requests: BinaryIO, replies: int, exit_grace: float
+    ) -> None:
         # Not at the top of the module: see there. Not for each job either: it costs.
         from celery.app.trace import fast_trace_task
 
@@ -142,6 +147,7 @@ class _Child:
         self._hostname = hostname
         self._requests = requests
         self._replies = replies
+        self._exit_grace = exit_grace
         self._trace = fast_trace_task
         self._limits = SoftLimits(fast_trace_task, messages.task_arguments, self._require)
         self._messages = messages
@@ -214,16 +220,40 @@ class _Child:
             self._limits.reached(frame)
 
     def _exit(self, status: int) -> NoReturn:
-        """End as a process of prefork does: at once, whatever threads the tasks have left."""
+        """End as a process of prefork does, whatever threads the tasks have left; but let agents
+        send first what they have queued."""
         from celery import signals
 
         try:
             signals.worker_process_shutdown.send(
                 sender=self._hostname, pid=self._pid, exitcode=status
             )
+            _run_exit_handlers(self._exit_grace, status)
             flush_prints()
         finally:
             os._exit(status)
+
+
+def _run_exit_handlers(grace: float, status: int) -> None:
+    """Run what is registered with `atexit`: that of agents that queue, and at last, for it was
+    registered first, `logging.shutdown`. If it is not done after `grace` seconds, exit."""
+    timer = threading.Timer(grace, _leave, (grace, status))
+    timer.daemon = True
+    timer.start()
+    atexit._run_exitfuncs()
+    timer.cancel()
+
+
+def _leave(grace: float, status: int) -> None:
+    try:
+        # Not by logging, which may be what hangs.
+        text = (
+            f"Child with pid {os.getpid()}: what is registered with atexit is not done after"
+            f" {grace:g} s (subproc_pool.python.exit_grace); the child ends without it\n"
+        )
+        os.write(2, text.encode())
+    finally:
+        os._exit(status)
 
 
 def _exit_status(exc: SystemExit) -> int:
