@@ -219,15 +219,28 @@ class ChildProcess:
         # macOS refuses it for a group of zombies, too.
         return _has_ended(self.pid) or _send(os.kill, self.pid, 0)
 
-    def reap(self) -> int | None:
-        """Return the exit status (`subprocess.Popen.returncode`) if the child has ended.
+    def ended(self) -> int | None:
+        """Return the exit status (`subprocess.Popen.returncode`) if the child has ended. It is a
+        zombie until `reap` or `leave`: as long, its group's number can't be another's."""
+        if self._popen.returncode is not None or not hasattr(os, "waitid"):
+            return self._popen.poll()
+        try:
+            end = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            # Somebody else has reaped it.
+            return self._popen.poll()
+        if end is None:
+            return None
+        return end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
 
-        What it left of its group is killed first: while the child is a zombie, the group's
-        number can't be another's.
-        """
-        if self._popen.returncode is None and _has_ended(self.pid):
-            self.kill(signal.SIGKILL)
-        return self._popen.poll()
+    def reap(self) -> None:
+        """Kill what the child, which has ended, has left of its group, and reap it."""
+        self.kill(signal.SIGKILL)
+        self._popen.poll()
+
+    def leave(self) -> None:
+        """Reap the child, which has ended, and let what it has left of its group go on."""
+        self._popen.poll()
 
     def ends_within(self, seconds: float) -> bool:
         """Wait for the child to end; return whether it has. At once where the system can't wait."""

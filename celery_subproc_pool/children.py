@@ -545,6 +545,12 @@ class Children:
 
     # -- facts
 
+    def leaves(self, child: Child) -> bool:
+        """Return whether what `child`, which is gone, has started goes on: if it went in good
+        order, and as long as there is a worker."""
+        keeps = child.group.settings.leftovers == "keep"
+        return keeps and child.in_order and not self.stopping
+
     def move(self, child: Child, state: ChildState) -> None:
         """Let `child` be in another state.
 

@@ -52,6 +52,9 @@ PYTHON = "python"
 #: Where a child's stderr can go.
 STDERR_CHOICES = ("log", "inherit", "null")
 
+#: What becomes of what a child has left running when it goes.
+LEFTOVERS_CHOICES = ("keep", "kill")
+
 #: The word for the worker's bootsteps among what can be done again in a Python child.
 BOOTSTEPS = "bootsteps"
 
@@ -95,6 +98,9 @@ class CommonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     kill_grace: Moment = 0.0
     #: Where the child's stderr goes: the worker's log, the worker's stderr, or nowhere.
     stderr: str = "log"
+    #: What becomes of the programs that a child has left running when it goes in good order:
+    #: "keep", until the worker ends, or "kill".
+    leftovers: str = "kill"
     #: How many jobs a child gets before another takes its place; None is without end, or what
     #: ``--max-tasks-per-child`` says.
     max_jobs: Count | None = None
@@ -177,6 +183,8 @@ class PythonSettings(CommonSettings, frozen=True, forbid_unknown_fields=True, kw
     wrapper: tuple[str, ...] | str = ()
     #: As of all groups, but to the worker's stderr by default.
     stderr: str = "inherit"
+    #: As of all groups, but kept by default.
+    leftovers: str = "keep"
     #: As of all groups, but prefork's moment by default (billiard/pool.py: `_trywaitkill`), in
     #: which ``finally`` blocks run.
     kill_grace: Moment = 0.1
@@ -303,7 +311,7 @@ def _child(path: str, value: Any, environ: Mapping[str, str]) -> ChildSettings:
         raise ConfigError(f"{path}.argv: expected a program and its arguments, got {child.argv!r}")
     _check_directory(path, child.cwd)
     _check_program(f"{path}.argv", command[0], child.cwd, child.env, environ)
-    _check_stderr(path, child.stderr)
+    _check_choices(path, child)
     if child.max_in_flight > 1 and not child.handshake:
         raise ConfigError(
             f"{path}.max_in_flight: expected 1 where handshake is not set, got"
@@ -327,7 +335,7 @@ def _python(path: str, value: Any, environ: Mapping[str, str]) -> PythonSettings
         _check_program(f"{path}.wrapper", wrapper[0], python.cwd, python.env, environ)
     if python.executable is not None:
         _check_program(f"{path}.executable", python.executable, python.cwd, python.env, environ)
-    _check_stderr(path, python.stderr)
+    _check_choices(path, python)
     for number, name in enumerate(python.replay):
         if name not in REPLAYABLE:
             raise ConfigError(
@@ -396,8 +404,8 @@ def _check_environment(path: str, env: Mapping[str, str]) -> None:
             )
 
 
-def _check_stderr(path: str, stderr: str) -> None:
-    if stderr not in STDERR_CHOICES:
-        raise ConfigError(
-            f"{path}.stderr: expected one of {', '.join(STDERR_CHOICES)}, got {stderr!r}"
-        )
+def _check_choices(path: str, settings: CommonSettings) -> None:
+    for name, choices in (("stderr", STDERR_CHOICES), ("leftovers", LEFTOVERS_CHOICES)):
+        value = getattr(settings, name)
+        if value not in choices:
+            raise ConfigError(f"{path}.{name}: expected one of {', '.join(choices)}, got {value!r}")

@@ -2,9 +2,14 @@
 
 Layer: standard library only; imports nothing of ours. Run as a script, it is the guardian: it
 reads the children's pids from its stdin. When that ends, because the worker was killed or is
-through with its children, it kills their groups, and whatever else carries the worker's mark in its
-environment: what a child has started in a session of its own ends with the worker.
-`Guardian` is the worker's end of it.
+through with its children, it ends their groups, and whatever else carries the worker's mark: what
+a child has started in a session of its own ends with the worker. `Guardian` is the worker's end of
+it.
+
+The mark is a variable in the environment, and a limit that means nothing: the soft one of the time
+that a real-time process may run, a number of hundreds of centuries, of this worker's own. Programs
+overwrite their environment as /proc shows it (setproctitle does), or start others without it;
+nobody changes that limit, and a fork and an exec keep it.
 
 PR_SET_CHILD_SUBREAPER and PDEATHSIG do not do: the latter fires when the *thread* that spawned
 a child ends, and neither reaches grandchildren.
@@ -14,17 +19,25 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 
 __all__ = ("MARK", "Guardian")
 
 #: The environment variable that marks all processes that descend from one worker's pool.
 MARK = "CELERY_SUBPROC_POOL_WORKER"
+
+#: Seconds that what is left has to end by itself.
+MOMENT = 1.0
+
+#: Seconds from one look at it to the next.
+LOOK_INTERVAL = 0.01
 
 #: Seconds that a guardian may take to go: it looks at all processes of the system.
 PATIENCE = 5.0
@@ -62,7 +75,8 @@ class Guardian:
         return None if self._process is None else self._process.pid
 
     def watch(self, pid: int) -> None:
-        """Have the process group `pid` killed if the worker dies."""
+        """Have the process group `pid`, which has just started, ended if the worker dies."""
+        _set_limit(pid, _limit(self.mark))
         self._pids.add(pid)
         if not self._tell(f"+{pid}"):
             self._restart()
@@ -81,6 +95,10 @@ class Guardian:
             self._dismiss()
         else:
             self._restart()
+
+    def descendants(self) -> list[int]:
+        """Return the pids of all processes that children have started, and of the children."""
+        return _marked(self.mark)
 
     def close(self) -> None:
         """Have the guardian kill what is left, and go."""
@@ -115,6 +133,8 @@ class Guardian:
             )
             return
         assert process.stdin is not None
+        # As with the variable above.
+        _set_limit(process.pid, None)
         # A guardian that hangs must not hang the worker.
         os.set_blocking(process.stdin.fileno(), False)
         self._process = process
@@ -153,29 +173,100 @@ class Guardian:
             process.wait()
 
 
+def _set_limit(pid: int, limit: int | None) -> None:
+    """Set the soft limit of a process; None is as high as it may be. Where the system knows no such
+    limit, or does not allow it, there is none."""
+    with suppress(AttributeError, OSError, OverflowError, ValueError):
+        _, hard = resource.prlimit(pid, resource.RLIMIT_RTTIME)
+        new = hard if limit is None else limit
+        resource.prlimit(pid, resource.RLIMIT_RTTIME, (new, hard))
+
+
+def _limit(mark: str) -> int:
+    """Return the limit, in microseconds, that marks the descendants of the pool `mark`: none in
+    effect, and unlike that of any other pool."""
+    return 2**61 + int(mark, 16) % 2**61
+
+
 def _marked(mark: str) -> list[int]:
-    """Return the pids of the processes whose environment carries `mark` (where /proc tells)."""
-    needle = f"{MARK}={mark}".encode()
+    """Return the pids of the processes that carry `mark` (where /proc tells)."""
+    needle, limit = f"{MARK}={mark}".encode(), _limit(mark)
+    numbers = os.listdir("/proc") if os.path.isdir("/proc/self") else ()
+    pids = (int(name) for name in numbers if name.isdigit())
+    return [pid for pid in pids if _has_limit(pid, limit) or _has_variable(pid, needle)]
+
+
+def _has_limit(pid: int, limit: int) -> bool:
+    try:
+        return resource.prlimit(pid, resource.RLIMIT_RTTIME)[0] == limit
+    except PermissionError:
+        # It has changed its user. This tells all, but takes longer.
+        return _limit_shown(pid) == limit
+    except (AttributeError, OSError, ValueError):
+        return False
+
+
+def _limit_shown(pid: int) -> int | None:
+    with suppress(OSError, ValueError), open(f"/proc/{pid}/limits") as limits:
+        for line in limits:
+            if line.startswith("Max realtime timeout"):
+                return int(line.split()[3])
+    return None
+
+
+def _has_variable(pid: int, needle: bytes) -> bool:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as environ:
+            return needle in environ.read().split(b"\0")
+    except OSError:
+        return False
+
+
+def _members(groups: set[int]) -> list[int]:
+    """Return the pids of the processes in `groups` (where /proc tells)."""
     found = []
     for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
-        try:
-            with open(f"/proc/{name}/environ", "rb") as environ:
-                if needle in environ.read().split(b"\0"):
-                    found.append(int(name))
-        except (OSError, ValueError):
-            continue
+        with suppress(OSError, ValueError):
+            if os.getpgid(int(name)) in groups:
+                found.append(int(name))
     return found
 
 
-def _kill_all(groups: set[int], mark: str) -> None:
+def _runs(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            # Behind the name, which is in brackets and may hold any: the state.
+            return stat.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except OSError:
+        return False
+
+
+def _end_all(groups: set[int], mark: str) -> None:
+    """Kill the children; what is left of their groups, and what carries `mark`, gets SIGTERM, and a
+    moment to end by itself: it may clean up after them. Then it is killed too."""
     for pid in groups:
-        with suppress(OSError):
-            os.killpg(pid, signal.SIGKILL)
+        _signal(os.kill, pid, signal.SIGKILL)
+    for pid in groups:
+        _signal(os.killpg, pid, signal.SIGTERM)
+    told = {*_members(groups), *groups}
+    others = {*_marked(mark)} - told
+    for pid in others:
+        _signal(os.kill, pid, signal.SIGTERM)
+    rest = (told | others) - groups
+    end = time.monotonic() + MOMENT
+    while any(map(_runs, rest)) and time.monotonic() < end:
+        time.sleep(LOOK_INTERVAL)
+    for pid in groups:
+        _signal(os.killpg, pid, signal.SIGKILL)
     # Twice: a process may fork while the list is read.
     for _ in range(2):
         for pid in _marked(mark):
-            with suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
+            _signal(os.kill, pid, signal.SIGKILL)
+
+
+def _signal(send: Callable[[int, int], None], pid: int, signum: int) -> None:
+    with suppress(OSError):
+        send(pid, signum)
 
 
 def main() -> None:
@@ -189,7 +280,7 @@ def main() -> None:
             groups.add(pid)
         else:
             groups.discard(pid)
-    _kill_all(groups, sys.argv[1])
+    _end_all(groups, sys.argv[1])
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ class LiveChild:
         "named",
         "pid",
         "process",
+        "programs",
         "ready",
         "writing",
     )
@@ -82,6 +83,8 @@ class LiveChild:
         self.writing = False
         #: Whether its exit has been seen.
         self.gone = False
+        #: What else ran in its group when it was killed, as text; None if it was not.
+        self.programs: tuple[str, ...] | None = None
         self._greets = child.group.settings.handshake
         self._lines = LineBuffer(child.group.settings.max_message_bytes)
         child.open_line = self._lines.quote_open
@@ -117,10 +120,15 @@ class LiveChild:
         return self._lines.has_open
 
     def kill(self, signum: int) -> bool:
-        """Send `signum`: SIGKILL to its whole group, any other to the process that it has named,
-        which ends what it has started itself; to the group if it has named none. Return whether
-        we may."""
-        named = self.pid if self.named and signum != signal.SIGKILL else None
+        """Send `signum`: SIGKILL to what was started and to the process that it has named, while
+        the rest of its group is told by SIGTERM, see `remains`; any other to the process that it
+        has named, which ends what it has started itself; to the group if it has named none. Return
+        whether we may."""
+        named = self.pid if self.named else None
+        if signum == signal.SIGKILL:
+            for pid in {self.process.pid, named or self.process.pid}:
+                self.process.signal(pid, signum)
+            return self.process.kill(signal.SIGTERM)
         told = named is not None and self.process.signal(named, signum)
         return told or self.process.kill(signum)
 

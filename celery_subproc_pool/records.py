@@ -389,6 +389,12 @@ class Child:
         return self.state in (ChildState.IDLE, ChildState.BUSY)
 
     @property
+    def in_order(self) -> bool:
+        """Whether, as it goes or is gone, it does so because it was asked to, and nobody had to
+        kill it."""
+        return not self.reason and not self.killed
+
+    @property
     def spent(self) -> bool:
         """Whether it has had all the jobs that it may ever have, or is about to."""
         most = self.group.settings.max_jobs
@@ -633,6 +639,8 @@ class Forget(msgspec.Struct, frozen=True):
     """`child` is gone, and nothing more will be asked of it."""
 
     child: Child
+    #: Whether what it has started goes on; otherwise it is ended.
+    leaves: bool = False
 
 
 class Probe(msgspec.Struct, frozen=True):

@@ -14,8 +14,10 @@ from .live import ChildFacts
 from .records import Child, Group, Job, Recycled, Report, Stranded, Unkillable
 
 __all__ = (
+    "cleared",
     "healed",
     "left_behind",
+    "left_over",
     "recycled",
     "replaced",
     "some_of",
@@ -36,19 +38,20 @@ def some_of(names: Sequence[str]) -> str:
     return f"{', '.join(names[:MOST_NAMED])}{more}"
 
 
-def replaced(report: Report, facts: ChildFacts | None) -> None:
+def replaced(report: Report, facts: ChildFacts | None, programs: Sequence[str]) -> None:
     """Log that a child is replaced after a fault.
 
     Arguments:
         report: what happened.
         facts: what else is known of the child; None if it never ran.
+        programs: what else runs in its group, and ends with it.
     """
     child = report.child
     old = child.slot.child
     serves_on = old is not None and old is not child and old.worn and old.serves
     tail = " | ".join(facts.stderr) if facts is not None else ""
     logger.warning(
-        "Child %s is replaced: %s%s%s%s%s%s",
+        "Child %s is replaced: %s%s%s%s%s%s%s",
         _name(child),
         report.reason,
         _jobs(report.jobs),
@@ -57,6 +60,7 @@ def replaced(report: Report, facts: ChildFacts | None) -> None:
         f"; the next one starts in {report.delay:.1f} s; {_strength(child.group)}"
         if report.delay
         else "",
+        f"; with it ends what it has started: {some_of(programs)}" if programs else "",
         f"; its last stderr lines: {tail}" if tail else "",
     )
 
@@ -68,6 +72,30 @@ def recycled(event: Recycled) -> None:
         _name(event.child),
         event.child.worn,
         event.successor.pid,
+    )
+
+
+def cleared(child: Child, programs: Sequence[str], stopping: bool) -> None:
+    """Log that `programs`, which `child` has left running, end with it, as it was to go.
+
+    Arguments:
+        child: the child.
+        programs: what they are.
+        stopping: whether it goes because the worker stops.
+    """
+    logger.warning(
+        "Child %s has gone, and with it ends what it has left running: %s (%s)",
+        _name(child),
+        some_of(programs),
+        "the worker stops" if stopping else f"leftovers is {child.group.settings.leftovers!r}",
+    )
+
+
+def left_over(programs: Sequence[str]) -> None:
+    """Log that `programs` end with the worker: children have left them running."""
+    logger.warning(
+        "The worker stops, and with it ends what its children have left running: %s",
+        some_of(programs),
     )
 
 

@@ -497,7 +497,7 @@ class Scheduler:
         child.jobs.clear()
         child.deadline = None
         self._children.remove(child)
-        return [*ends, *actions, Forget(child)]
+        return [*ends, *actions, Forget(child, self._children.leaves(child))]
 
     def unkillable(self, child: Child, reason: str, now: float) -> list[Action]:
         """`child` goes on, though it was to be killed: nobody waits for its exit any more.
@@ -824,6 +824,11 @@ class Scheduler:
     def booting(self) -> bool:
         """Whether a slot's first child has still to prove itself, or to be gone after it failed."""
         return self._children.booting
+
+    @property
+    def stopping(self) -> bool:
+        """Whether all children are to go for good."""
+        return self._children.stopping
 
     @property
     def idle(self) -> bool:

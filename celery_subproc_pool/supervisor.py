@@ -27,7 +27,7 @@ from concurrent.futures import Future, wait
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from . import records, reports
+from . import programs, records, reports
 from .child import KILL_GRACE, ChildProcess, pidfd
 from .errors import ProtocolFault, SpawnError
 from .forks import keep_from_copies
@@ -46,6 +46,7 @@ from .protocol import (
     encode_cancel,
 )
 from .records import Action, Change, Child, JobState, Outcome
+from .remains import Remains
 from .scheduler import Scheduler
 from .wakeup import Wakeup
 
@@ -149,6 +150,7 @@ class Supervisor:
         self._meter = MemoryMeter()
         self._guardian: Guardian | None = None
         self._guardian_fd: int | None = None
+        self._remains = Remains(self._forget_group)
         keep_from_copies(self)
         self._perform: dict[type, Callable[[Any], None]] = {
             records.Spawn: self._spawn,
@@ -272,6 +274,7 @@ class Supervisor:
                 key.data(mask)
             for live in tuple(self._polled):
                 self._guarded(self._on_exit, live, 0)
+            self._remains.look(self._clock())
             # After the pipes: a reply that came in time is not late because we are.
             self._actions.extend(self.scheduler.tick(self._clock()))
         except Exception as exc:
@@ -331,12 +334,20 @@ class Supervisor:
         Safe in a signal handler: it relies on nothing that a turn may have left half done.
         """
         self.scheduler.abandon()
+        guardian, self._guardian = self._guardian, None
+        if guardian is not None:
+            self._tell_leftovers(guardian)
         for live in list(self._live.values()):
-            live.child.unkillable |= not live.process.kill(signal.SIGKILL)
+            live.child.unkillable |= not live.kill(signal.SIGKILL)
+        if guardian is not None:
+            self._watch_guardian()
+            # It ends what is left; the children are reaped after that, see `remains`.
+            guardian.close()
         end = self._clock() + KILL_GRACE
         left = []
         for number, live in list(self._live.items()):
             self._unregister(live)
+            live.process.kill(signal.SIGKILL)
             patience = 0.0 if live.child.unkillable else max(end - self._clock(), 0.0)
             if not live.process.wait(patience):
                 left.append(live.process.pid)
@@ -344,10 +355,21 @@ class Supervisor:
             self._live.pop(number, None)
         if left:
             reports.left_behind(left)
-        if self._guardian is not None:
-            guardian, self._guardian = self._guardian, None
-            self._watch_guardian()
-            guardian.close()
+        self._remains.finish()
+
+    def _tell_leftovers(self, guardian: Guardian) -> None:
+        """Log what ends with the worker, and is no child: what children have left running."""
+        children = {pid for live in self._live.values() for pid in (live.process.pid, live.pid)}
+        # What belongs to a child that is killed with all that it has, or was told of before.
+        groups = set(self._remains.groups)
+        for live in self._live.values():
+            if live.child.group.settings.leftovers == "kill":
+                groups.add(live.process.pid)
+        strays = [pid for pid in guardian.descendants() if pid not in children]
+        for members in programs.members(groups).values() if strays else ():
+            strays = [pid for pid in strays if pid not in members]
+        if titles := programs.titles(strays):
+            reports.left_over(titles)
 
     def close(self) -> None:
         """Give back all resources, once no child is left."""
@@ -363,6 +385,7 @@ class Supervisor:
         for live in self._live.values():
             live.process.close()
         self._live.clear()
+        self._remains = Remains(self._forget_group)
         if self._guardian is not None:
             self._guardian.disown()
             self._guardian = None
@@ -445,11 +468,10 @@ class Supervisor:
             self.on_deadline(deadline)
 
     def _deadline(self) -> float | None:
-        deadline = self.scheduler.next_deadline
+        deadlines = [self.scheduler.next_deadline, self._remains.deadline]
         if self._polled:
-            soon = self._clock() + POLL_INTERVAL
-            return soon if deadline is None else min(soon, deadline)
-        return deadline
+            deadlines.append(self._clock() + POLL_INTERVAL)
+        return min((each for each in deadlines if each is not None), default=None)
 
     def _on_wake(self, mask: int) -> None:
         self._wakeup.clear()
@@ -650,10 +672,19 @@ class Supervisor:
 
     def _kill(self, action: records.Kill) -> None:
         live = self._live.get(action.child.number)
-        if live is None or live.kill(action.signum) or action.signum != signal.SIGKILL:
+        if live is None:
             return
-        reason = reports.whose(live.process.pid)
-        self._actions.extend(self.scheduler.unkillable(live.child, reason, self._clock()))
+        if action.signum == signal.SIGKILL:
+            live.programs = self._programs_of(live)
+        if not live.kill(action.signum) and action.signum == signal.SIGKILL:
+            reason = reports.whose(live.process.pid)
+            self._actions.extend(self.scheduler.unkillable(live.child, reason, self._clock()))
+
+    @staticmethod
+    def _programs_of(live: LiveChild) -> tuple[str, ...]:
+        """Return what runs in the group of a child, beside the child, as text."""
+        [rest] = programs.members([live.process.pid]).values()
+        return programs.titles(pid for pid in rest if pid != live.pid)
 
     def _close_stdin(self, action: records.CloseStdin) -> None:
         live = self._live.get(action.child.number)
@@ -667,7 +698,10 @@ class Supervisor:
         facts = None if live is None else live.facts()
         if facts is not None and not child.proven:
             child.group.last_words = facts.stderr
-        reports.replaced(action, facts)
+        rest: tuple[str, ...] = ()
+        if live is not None:
+            rest = live.programs if live.programs is not None else self._programs_of(live)
+        reports.replaced(action, facts, rest)
         self._tell(action)
 
     def _recycled(self, action: records.Recycled) -> None:
@@ -748,7 +782,7 @@ class Supervisor:
 
     def _reaped(self, live: LiveChild) -> bool:
         """If the child has ended, hear it out, and let the scheduler know."""
-        status = live.process.reap()
+        status = live.process.ended()
         if live.gone or status is None:
             return live.gone
         if live.process.stdout is not None:
@@ -764,10 +798,23 @@ class Supervisor:
 
     def _forget(self, action: records.Forget) -> None:
         live = self._live.pop(action.child.number, None)
-        if live is not None:
-            live.process.close()
-            if self._guardian is not None:
-                self._guardian.forget(live.process.pid)
+        if live is None:
+            return
+        process, child = live.process, action.child
+        process.close()
+        if action.leaves:
+            process.leave()
+            self._forget_group(process.pid)
+            return
+        [rest] = programs.members([process.pid]).values()
+        if not child.reason and (titles := live.programs or programs.titles(rest)):
+            # Nobody has told yet.
+            reports.cleared(child, titles, self.scheduler.stopping)
+        self._remains.end(process, rest, self._clock())
+
+    def _forget_group(self, pid: int) -> None:
+        if self._guardian is not None:
+            self._guardian.forget(pid)
 
     def _stop_writing(self, live: LiveChild) -> None:
         if live.writing and live.process.stdin is not None:

@@ -25,7 +25,7 @@ ARGV = {"argv": ["cat"]}
 VARIABLE = "CELERY_SUBPROC_POOL"
 FROM_VARIABLE = f"subproc_pool (from the environment variable {VARIABLE})"
 COMMON = (
-    "env, cwd, size, start_timeout, stop_timeout, kill_grace, stderr, max_jobs, max_age,"
+    "env, cwd, size, start_timeout, stop_timeout, kill_grace, stderr, leftovers, max_jobs, max_age,"
     " max_memory, recycle_jitter, max_crashes"
 )
 KNOWN = (
@@ -449,6 +449,18 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a negative kill_grace": (
         {"python": {"kill_grace": -1}},
         ".python.kill_grace: expected `float` >= 0.0, in -1",
+    ),
+    "leftovers for nobody": (
+        {"argv": ["cat"], "leftovers": "sell"},
+        ".leftovers: expected one of keep, kill, got 'sell'",
+    ),
+    "leftovers of python": (
+        {"python": {"leftovers": True}},
+        ".python.leftovers: expected `str`, got `bool`, in True",
+    ),
+    "no time to exit": (
+        {"python": {"exit_grace": 0}},
+        ".python.exit_grace: expected `float` > 0.0, in 0",
     ),
     "stderr to nowhere known": (
         {"argv": ["cat"], "stderr": "file"},

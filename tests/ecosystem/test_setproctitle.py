@@ -1,0 +1,44 @@
+"""Where setproctitle is installed, Celery gives its processes titles, which overwrite what /proc
+shows of their environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+import setproctitle  # noqa: F401
+
+from tests.conftest import DEADLINE, wait_for
+from tests.test_leftovers import runs
+from tests.worker import Project
+
+pytestmark = pytest.mark.ecosystem
+
+CODE = """
+import os, signal
+@app.task(name="daemonise")
+def daemonise():
+    pid = os.fork()
+    if not pid:
+        os.setsid()
+        while True:
+            signal.pause()
+    while os.getsid(pid) != pid:
+        pass
+    return pid
+"""
+
+
+def test_a_copy_in_a_session_of_its_own_ends_with_the_worker(tmp_path: Path) -> None:
+    """It is forked by a task, runs no other program, and carries the title of its child."""
+    project = Project(tmp_path, code=CODE)
+    with project.worker("-P", "celery_subproc_pool:Pool", "-c", "1") as worker:
+        result = project.app.send_task("daemonise")
+        pid = result.get(timeout=DEADLINE, interval=0.02)
+        assert runs(pid)
+        with pytest.raises(KeyError):
+            psutil.Process(pid).environ()["CELERY_SUBPROC_POOL_WORKER"]
+        worker.process.kill()
+        worker.process.wait(DEADLINE)
+        wait_for(lambda: not runs(pid), "its end")
