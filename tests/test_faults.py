@@ -12,7 +12,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -176,8 +176,16 @@ class Place(NamedTuple):
             lambda: len(processes_of(row, self.directory)) == size,
             f"{size} processes of {row.fault}",
         )
-        children = psutil.Process(self.worker.process.pid).children()
-        assert not [each for each in children if each.status() == psutil.STATUS_ZOMBIE]
+        # One that leaves something in its group is reaped last.
+        wait_for(lambda: not self.zombies(), "the end of zombies")
+
+    def zombies(self) -> list[int]:
+        found = []
+        for child in psutil.Process(self.worker.process.pid).children():
+            with suppress(psutil.NoSuchProcess):
+                if child.status() == psutil.STATUS_ZOMBIE:
+                    found.append(child.pid)
+        return found
 
 
 @contextmanager
