@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -235,11 +236,21 @@ class _Child:
 
 
 def _run_exit_handlers(grace: float, status: int) -> None:
-    """Run what is registered with `atexit`: that of agents that queue, and at last, for it was
-    registered first, `logging.shutdown`. If it is not done after `grace` seconds, exit."""
+    """Run what is to run when an interpreter ends, in its order: the ends of executors, for whose
+    processes `multiprocessing` would wait; then what is registered with `atexit`, that of agents
+    that queue, and at last, for it was the first, `logging.shutdown`.
+
+    If it is not done after `grace` seconds, exit.
+    """
     timer = threading.Timer(grace, _leave, (grace, status))
     timer.daemon = True
     timer.start()
+    # What has a name of `threading`'s own also waits for threads, and those may never end.
+    for end in reversed(getattr(threading, "_threading_atexits", ())):
+        try:
+            end()
+        except Exception:
+            traceback.print_exc()
     atexit._run_exitfuncs()
     timer.cancel()
 
@@ -252,6 +263,9 @@ def _leave(grace: float, status: int) -> None:
             f" {grace:g} s (subproc_pool.python.exit_grace); the child ends without it\n"
         )
         os.write(2, text.encode())
+        # They work for this process, unlike programs that it has started.
+        for process in multiprocessing.active_children():
+            process.terminate()
     finally:
         os._exit(status)
 

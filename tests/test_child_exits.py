@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from billiard.exceptions import WorkerLostError
 
@@ -106,3 +107,63 @@ def test_what_hangs_is_left_after_exit_grace(tmp_path: Path) -> None:
         assert worker.stop() == 0
         assert "is not done after 0.3 s (subproc_pool.python.exit_grace)" in worker.log
     assert lines(path) == []
+
+
+# -- processes and threads that a task's module keeps for the next task
+
+KEPT = """
+import multiprocessing, time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from ordinary_tasks import wait_for_file
+kept = {}
+def pids_of(executor, count):
+    return [executor.submit(os.getpid).result() for _ in range(count)]
+@app.task(name="keep_executor")
+def keep_executor(method, busy):
+    kept["it"] = ProcessPoolExecutor(1, multiprocessing.get_context(method))
+    found = pids_of(kept["it"], 1)
+    if busy:
+        kept["it"].submit(wait_for_file, "/nowhere")
+    return os.getpid(), found
+@app.task(name="keep_pool")
+def keep_pool(method, busy):
+    kept["it"] = multiprocessing.get_context(method).Pool(1)
+    found = [kept["it"].apply(os.getpid)]
+    if busy:
+        kept["it"].apply_async(wait_for_file, ("/nowhere",))
+    return os.getpid(), found
+@app.task(name="keep_threads")
+def keep_threads(path):
+    from celery.signals import worker_process_shutdown
+    going = threading.Event()
+    worker_process_shutdown.connect(lambda **_: going.set(), weak=False)
+    kept["it"] = ThreadPoolExecutor(1)
+    kept["it"].submit(going.wait)
+    kept["it"].submit(time.sleep, 0.2)
+    kept["it"].submit(note, path, "sent")
+"""
+
+
+@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("kind", ["keep_executor", "keep_pool"])
+def test_the_processes_that_a_child_works_with_go_when_it_is_recycled(
+    tmp_path: Path, kind: str, method: str, busy: bool
+) -> None:
+    """They are of no use without it, unlike programs that it has started."""
+    conf = {"subproc_pool": {"python": {"exit_grace": 0.5 if busy else 2 * DEADLINE}}}
+    proj = Project(tmp_path, conf=conf, code=CODE + KEPT)
+    with proj.worker(*POOL, "-c", "1", "--max-tasks-per-child", "1") as worker:
+        child, pids = ask(proj, kind, method, busy)
+        wait_for(lambda: not psutil.pid_exists(child), "the child's end")
+        wait_for(lambda: not any(map(psutil.pid_exists, pids)), "the end of its processes")
+        late = "is not done after" in worker.log
+        assert late == (busy and kind == "keep_executor")
+
+
+def test_what_threads_of_an_executor_have_in_hand_is_done(tmp_path: Path) -> None:
+    proj, path = Project(tmp_path, code=CODE + KEPT), tmp_path / "ends"
+    with proj.worker(*POOL, "-c", "1") as worker:
+        ask(proj, "keep_threads", str(path))
+        assert worker.stop() == 0
+    assert lines(path) == ["sent"]
