@@ -226,10 +226,16 @@ def _members(groups: set[int]) -> list[int]:
     """Return the pids of the processes in `groups` (where /proc tells)."""
     found = []
     for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
-        with suppress(OSError, ValueError):
-            if os.getpgid(int(name)) in groups:
-                found.append(int(name))
+        if name.isdigit() and _group(int(name)) in groups:
+            found.append(int(name))
     return found
+
+
+def _group(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except OSError:
+        return 0
 
 
 def _runs(pid: int) -> bool:
@@ -256,7 +262,9 @@ def _end_all(groups: set[int], mark: str) -> None:
     end = time.monotonic() + MOMENT
     while any(map(_runs, rest)) and time.monotonic() < end:
         time.sleep(LOOK_INTERVAL)
-    for pid in groups:
+    # The number of a group that is empty may be another's by now.
+    in_use = {_group(pid) for pid in rest if _runs(pid)} if rest else groups
+    for pid in in_use & groups:
         _signal(os.killpg, pid, signal.SIGKILL)
     # Twice: a process may fork while the list is read.
     for _ in range(2):

@@ -61,7 +61,7 @@ class Remains:
 
     def look(self, now: float) -> None:
         """Let go of what has ended by `now`, and kill what had its moment."""
-        if self.deadline is None or now < self.deadline:
+        if self.deadline is not None and now < self.deadline:
             return
         running = members(self.groups)
         for process, due in tuple(self._due.items()):

@@ -274,7 +274,8 @@ class Supervisor:
                 key.data(mask)
             for live in tuple(self._polled):
                 self._guarded(self._on_exit, live, 0)
-            self._remains.look(self._clock())
+            if self._remains.deadline is not None:
+                self._remains.look(self._clock())
             # After the pipes: a reply that came in time is not late because we are.
             self._actions.extend(self.scheduler.tick(self._clock()))
         except Exception as exc:
@@ -468,10 +469,14 @@ class Supervisor:
             self.on_deadline(deadline)
 
     def _deadline(self) -> float | None:
-        deadlines = [self.scheduler.next_deadline, self._remains.deadline]
+        deadline = self.scheduler.next_deadline
+        soon = self._remains.deadline
         if self._polled:
-            deadlines.append(self._clock() + POLL_INTERVAL)
-        return min((each for each in deadlines if each is not None), default=None)
+            # Sooner than `Remains` looks again, or as soon.
+            soon = self._clock() + POLL_INTERVAL
+        if soon is None or deadline is None:
+            return deadline if soon is None else soon
+        return min(soon, deadline)
 
     def _on_wake(self, mask: int) -> None:
         self._wakeup.clear()

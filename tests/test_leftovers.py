@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
+import subprocess
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+
+from celery_subproc_pool import guardian
 
 from .conftest import DEADLINE, wait_for
 from .test_recycling import POOL, ask, obeying
@@ -280,6 +285,28 @@ def leave_bare(begun):
         worker.process.kill()
         worker.process.wait(DEADLINE)
         wait_for(lambda: not runs(program), "its end")
+
+
+@pytest.mark.parametrize("permitted", [True, False])
+def test_descendants_are_known_by_a_limit_that_is_inherited(
+    monkeypatch: pytest.MonkeyPatch, permitted: bool
+) -> None:
+    """Also such as have changed their user, whose limits may only be read in another way."""
+    with closing(guardian.Guardian()) as pool, closing(guardian.Guardian()) as other:
+        # It overwrites nothing: it was started without the mark in the environment.
+        program = subprocess.Popen(["cat"], stdin=subprocess.PIPE, start_new_session=True)
+        pool.watch(program.pid)
+        if not permitted:
+            monkeypatch.setattr(resource, "prlimit", forbid)
+        assert (pool.descendants(), other.descendants()) == ([program.pid], [])
+        monkeypatch.undo()
+    assert program.wait(DEADLINE) in (-signal.SIGKILL, -signal.SIGTERM)
+    assert program.stdin is not None
+    program.stdin.close()
+
+
+def forbid(*args: Any) -> Any:
+    raise PermissionError("it is another's")
 
 
 def test_a_program_can_be_let_go_on_purpose(tmp_path: Path) -> None:
