@@ -18,7 +18,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
 from celery.app.trace import build_tracer
 
-from celery_subproc_pool.compat import _lines_of_body, is_at_body, is_tracer
+from celery_subproc_pool.compat import _lines_of_body, is_at_body, is_trace
 from celery_subproc_pool.soft_limits import SoftLimits
 
 from .conftest import DEADLINE, wait_for
@@ -230,14 +230,14 @@ def test_the_tracers_body_is_found_in_this_version_of_celery() -> None:
     def body() -> None:
         tracer = sys._getframe().f_back
         assert tracer is not None
-        assert is_tracer(tracer.f_code)
+        assert is_trace(tracer.f_code)
         assert is_at_body(tracer)
         lines.append(tracer.f_lineno)
 
     tracer = build_tracer(body.name, body, eager=True, propagate=True, app=app)
     tracer("id", (), {})
     assert lines
-    assert not is_tracer(build_tracer.__code__)
+    assert not is_trace(build_tracer.__code__)
     calls = _lines_of_body(tracer.__code__)
     assert {*lines} <= calls
     # The hook before the body, which is asked for and called; and nothing else.

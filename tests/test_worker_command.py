@@ -253,6 +253,7 @@ def test_inspect_stats_shows_the_groups(project: Project) -> None:
             "waiting": 0,
             "wait": percentiles,
             "run": percentiles,
+            "unkillable": 0,
             "replaced": {},
             "children": [{"pid": child.pid, "state": "idle", "jobs": 1}],
         }

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import setproctitle  # noqa: F401
 
 from tests.conftest import DEADLINE, wait_for
 from tests.test_leftovers import runs
@@ -32,6 +31,8 @@ def daemonise():
 
 def test_a_copy_in_a_session_of_its_own_ends_with_the_worker(tmp_path: Path) -> None:
     """It is forked by a task, runs no other program, and carries the title of its child."""
+    import setproctitle  # noqa: F401 (without it, this would show nothing)
+
     project = Project(tmp_path, code=CODE)
     with project.worker("-P", "celery_subproc_pool:Pool", "-c", "1") as worker:
         result = project.app.send_task("daemonise")
