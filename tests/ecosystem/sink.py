@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,17 +24,29 @@ class Sink:
         """Return what Sentry's client has sent of one kind: "event", "transaction"."""
         found = []
         for body in list(self.bodies):
-            lines = body.splitlines()
             # Behind the envelope's header, each item has one of its own, and then what it holds.
-            for header, payload in zip(lines[1::2], lines[2::2], strict=False):
-                if json.loads(header)["type"] == kind:
+            _, _, rest = body.partition(b"\n")
+            while rest.strip():
+                line, _, rest = rest.partition(b"\n")
+                header = json.loads(line)
+                payload, rest = rest[: header["length"]], rest[header["length"] :].lstrip(b"\n")
+                if header["type"] == kind:
                     found.append(json.loads(payload))
         return found
 
+    @property
+    def sentry_dsn(self) -> str:
+        """The address for Sentry's client."""
+        return f"http://key@127.0.0.1:{self.port}/1"
+
 
 @contextmanager
-def http_sink() -> Iterator[Sink]:
-    """Within this context, a server on 127.0.0.1 answers every POST with an empty object."""
+def http_sink(latency: float = 0.0) -> Iterator[Sink]:
+    """Within this context, a server on 127.0.0.1 answers every POST with an empty object.
+
+    Arguments:
+        latency: seconds that it takes to answer, as one that is far away.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -41,6 +54,7 @@ def http_sink() -> Iterator[Sink]:
             if self.headers.get("Content-Encoding") == "gzip":
                 body = gzip.decompress(body)
             sink.bodies.append(body)
+            time.sleep(latency)
             self.send_response(200)
             self.send_header("Content-Length", "2")
             self.end_headers()

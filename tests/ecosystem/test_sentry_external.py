@@ -18,7 +18,7 @@ pytestmark = pytest.mark.ecosystem
 #: In front of all else, as Sentry's documentation has it for an app that is imported.
 INIT = """
 import sentry_sdk
-sentry_sdk.init("http://key@127.0.0.1:{port}/1", traces_sample_rate=1.0)
+sentry_sdk.init("{dsn}", traces_sample_rate=1.0)
 """
 
 CODE = """
@@ -35,14 +35,14 @@ def ordinary(*args): ...
 class SentryProject(Project):
     """A project that starts Sentry's client first."""
 
-    def __init__(self, directory: Path, port: int) -> None:
-        self._port = port
+    def __init__(self, directory: Path, dsn: str) -> None:
+        self._dsn = dsn
         group = {"argv": python_child("obeys"), "tasks": ["do.*", "do.registered"]}
         conf = {"subproc_pool": {"children": {"obeys": group}}}
         super().__init__(directory, conf=conf, code=CODE)
 
     def _write(self, code: str, **facts: Any) -> None:
-        text = INIT.format(port=self._port) + HEADER.format(**facts) + code
+        text = INIT.format(dsn=self._dsn) + HEADER.format(**facts) + code
         (self.directory / "proj.py").write_text(text)
 
 
@@ -51,7 +51,7 @@ NAMES = ["do.declared", "do.stored", "do.ordinary", "do.registered"]
 
 def test_external_tasks_that_succeed_are_transactions(tmp_path: Path) -> None:
     with http_sink() as sink:
-        project = SentryProject(tmp_path, sink.port)
+        project = SentryProject(tmp_path, sink.sentry_dsn)
         with project.worker("-P", "subproc", "-c", "1"):
             sent = {}
             for name in NAMES * 2:
@@ -72,7 +72,7 @@ def test_external_tasks_that_succeed_are_transactions(tmp_path: Path) -> None:
 def test_an_external_task_that_fails_is_an_event_with_the_childs_words(tmp_path: Path) -> None:
     reply = {"status": "error", "message": "bad", "type": "Perl::Err", "traceback": "at line 3"}
     with http_sink() as sink:
-        project = SentryProject(tmp_path, sink.port)
+        project = SentryProject(tmp_path, sink.sentry_dsn)
         with project.worker("-P", "subproc", "-c", "1"):
             result = project.app.send_task("do.stored", [[["reply", reply]]])
             wait_for(lambda: sink.sentry_items("event"), "the event")

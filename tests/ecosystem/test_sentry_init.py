@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +9,8 @@ import pytest
 
 from tests.conftest import DEADLINE, wait_for
 from tests.worker import Project
+
+from .sink import http_sink
 
 pytestmark = pytest.mark.ecosystem
 
@@ -37,61 +33,19 @@ PLACES = {
 }
 
 
-class Sink(ThreadingHTTPServer):
-    """Takes in the envelopes that an SDK sends."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Envelopes)
-        self.events: list[dict[str, Any]] = []
-
-    @property
-    def dsn(self) -> str:
-        return f"http://key@127.0.0.1:{self.server_port}/1"
-
-
-class _Envelopes(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.headers.get("Content-Encoding") == "gzip":
-            body = gzip.decompress(body)
-        lines = body.split(b"\n")
-        for header, payload in zip(lines[1::2], lines[2::2], strict=False):
-            if json.loads(header).get("type") == "event":
-                assert isinstance(self.server, Sink)
-                self.server.events.append(json.loads(payload))
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(b"{}")
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@contextmanager
-def sink() -> Iterator[Sink]:
-    with Sink() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 @pytest.mark.parametrize("pool", ["prefork", "celery_subproc_pool:Pool"])
 @pytest.mark.parametrize("place", PLACES)
 def test_failures_of_tasks_arrive(tmp_path: Path, place: str, pool: str) -> None:
-    with sink() as server:
-        code = f"{INIT.format(dsn=server.dsn)}\n{PLACES[place]}\n"
+    with http_sink() as sink:
+        code = f"{INIT.format(dsn=sink.sentry_dsn)}\n{PLACES[place]}\n"
         project = Project(tmp_path, code=code)
         with project.worker("-P", pool, "-c", "1"):
             results = [project.app.send_task("failing", (number,)) for number in range(3)]
             for result in results:
                 with pytest.raises(ValueError, match="no such order"):
                     result.get(timeout=DEADLINE, interval=0.02)
-            wait_for(lambda: len(server.events) >= 3, "the events")
-        found = [summary(event) for event in server.events]
+            wait_for(lambda: len(sink.sentry_items("event")) >= 3, "the events")
+        found = [summary(event) for event in sink.sentry_items("event")]
         assert sorted(found) == [
             ("failing", "demo@1.0", "ValueError", f"('no such order', {number})", result.id)
             for number, result in enumerate(results)

@@ -5,22 +5,17 @@ Relic, whose agent in a process of prefork has no time to start for one job, los
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
 import re
-import threading
-import time
-from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
 
 import pytest
 
 from tests.conftest import DEADLINE, wait_for
 from tests.worker import Project
+
+from .sink import Sink, http_sink
 
 pytestmark = pytest.mark.ecosystem
 
@@ -30,47 +25,11 @@ JOBS = 10
 LATENCY = 0.1
 
 
-class Sink(BaseHTTPRequestHandler):
-    """Takes Sentry's envelopes."""
-
-    #: How many items have come, by type.
-    items: ClassVar[Counter[str]] = Counter()
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.headers.get("Content-Encoding") == "gzip":
-            body = gzip.decompress(body)
-        self.take(body)
-        # As far away as a real one.
-        time.sleep(LATENCY)
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(b"{}")
-
-    def take(self, envelope: bytes) -> None:
-        """Note the types of an envelope's items: each is a line of headers, and a payload."""
-        _, _, rest = envelope.partition(b"\n")
-        while rest.strip():
-            line, _, rest = rest.partition(b"\n")
-            header = json.loads(line)
-            rest = rest[header["length"] :].lstrip(b"\n")
-            self.items[header["type"]] += 1
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
 @pytest.fixture
-def sentry() -> Iterator[str]:
-    """Return the address of a sink that is empty."""
-    Sink.items.clear()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Sink)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://key@127.0.0.1:{server.server_port}/1"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def sentry() -> Iterator[Sink]:
+    """Return a sink that is as far away as a real one."""
+    with http_sink(LATENCY) as sink:
+        yield sink
 
 
 SENTRY = """
@@ -93,14 +52,14 @@ def fail_all(project: Project) -> None:
 
 
 @pytest.mark.parametrize("recycling", [True, False])
-def test_sentry(tmp_path: Path, sentry: str, recycling: bool) -> None:
-    project = Project(tmp_path, code=SENTRY.format(dsn=sentry) + FAIL)
+def test_sentry(tmp_path: Path, sentry: Sink, recycling: bool) -> None:
+    project = Project(tmp_path, code=SENTRY.format(dsn=sentry.sentry_dsn) + FAIL)
     words = ("--max-tasks-per-child", "1") if recycling else ()
     with project.worker(*POOL, "-c", "2", *words) as worker:
         fail_all(project)
         assert worker.stop() == 0
-    wait_for(lambda: Sink.items["event"] == JOBS, "the events")
-    assert (Sink.items["event"], Sink.items["transaction"]) == (JOBS, JOBS)
+    wait_for(lambda: len(sentry.sentry_items("event")) == JOBS, "the events")
+    assert len(sentry.sentry_items("transaction")) == JOBS
 
 
 NEW_RELIC = """
