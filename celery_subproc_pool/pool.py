@@ -422,6 +422,14 @@ class Pool(BasePool, control.Controlled):
 
     def settled(self, job: PoolJob, result: Outcome, facts: ChildFacts | None) -> None:
         """The time of `job` with a child is over."""
+        try:
+            self._settle(job, result, facts)
+        except Exception as exc:
+            # A fault of ours, for Celery's are seen to: it must not cost the job's slot for good.
+            logger.exception("%s can't be brought to its end", job.title)
+            self._give_up(job, exc)
+
+    def _settle(self, job: PoolJob, result: Outcome, facts: ChildFacts | None) -> None:
         report = partial(ends.report, self.app, job, result, facts)
         answer = None if job.group == config.PYTHON else ends.for_tracer(result, facts)
         if job.traced_here:
@@ -436,6 +444,14 @@ class Pool(BasePool, control.Controlled):
         else:
             job.answer(answer)
             self._start(job, job.trace)
+
+    def _give_up(self, job: PoolJob, error: Exception) -> None:
+        """Let `job` fail with `error`, unless it has ended."""
+        if job.traced_here:
+            job.answer(error)
+        elif job in self._jobs:
+            failed = partial(job.callbacks.error_callback, outcome.exception_info(error))
+            self._conclude(job, failed)
 
     def _succeed(self, job: PoolJob, reply: protocol.Ok) -> None:
         """Bring a job that was not traced to its good end: in a thread, if that may block."""

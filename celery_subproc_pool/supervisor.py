@@ -460,7 +460,7 @@ class Supervisor:
         try:
             callback()
         except Exception:
-            logger.exception("A callback of Celery's failed; the pool goes on")
+            logger.exception("A callback failed; the pool goes on")
 
     def _announce(self) -> None:
         deadline = self._deadline()

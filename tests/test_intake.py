@@ -250,6 +250,11 @@ def test_a_task_that_names_no_group_and_comes_later(tmp_path: Path, broker: str)
 
 # -- faults of our own, injected into a real worker
 
+#: What is at fault does not depend on the broker.
+with_a_hub = pytest.mark.parametrize(
+    "broker", [pytest.param("redis", marks=pytest.mark.redis)], indirect=True
+)
+
 FAULT = """
 import os, celery_subproc_pool.{module} as module
 owner, name, original = module{owner}, {name!r}, module{owner}.{name}
@@ -268,6 +273,7 @@ def faulty_worker(tmp_path: Path, broker: str | None, module: str, owner: str, n
     return Workplace(tmp_path, broker, code=code)
 
 
+@with_a_hub
 @pytest.mark.parametrize(
     ("module", "owner", "name"),
     [
@@ -294,6 +300,7 @@ def test_a_fault_on_the_way_in_ends_that_job(
         assert worker.stop() == 0
 
 
+@with_a_hub
 def test_a_fault_in_serving_a_child_costs_that_child(tmp_path: Path, broker: str) -> None:
     place = faulty_worker(tmp_path, broker, "scheduler", ".Scheduler", "replied")
     with (
@@ -309,6 +316,95 @@ def test_a_fault_in_serving_a_child_costs_that_child(tmp_path: Path, broker: str
         (tmp_path / "fault").unlink()
         assert get(place.app.send_task("note")) is None
         assert worker.stop() == 0
+
+
+def ask(place: Workplace, *words: str) -> None:
+    """Send a remote control command, whatever comes of it."""
+    place.project.run(*words[:1], "-d", place.project.node, "-t", "3", *words[1:])
+
+
+def revoke(place: Workplace) -> None:
+    result = place.app.send_task("slow")
+    wait_for(lambda: result.state == "STARTED", "the start of the job")
+    place.app.control.revoke(result.id, terminate=True, destination=[place.project.node])
+
+
+def send(place: Workplace) -> None:
+    place.app.send_task("note")
+
+
+def send_external(place: Workplace) -> None:
+    place.app.send_task("do.it", [1])
+
+
+SLOW = """
+import time
+@app.task(name="slow", track_started=True)
+def slow():
+    time.sleep(600)
+"""
+
+#: What goes on, and what says why.
+GOES_ON = [
+    ("pool", ".Pool", "accepted", send, "A callback failed; the pool goes on"),
+    ("pool", ".Pool", "_settle", send, "can't be brought to its end"),
+    ("pool", ".Pool", "_settle", send_external, "can't be brought to its end"),
+    ("pool", ".Pool", "restart_group", lambda place: ask(place, "control", "subproc_restart"), ""),
+    ("scheduler", ".Scheduler", "check_shrink", lambda at: ask(at, "control", "pool_shrink"), ""),
+    ("facts", "", "group_facts", lambda place: ask(place, "inspect", "stats"), ""),
+    ("facts", "", "rows", lambda place: ask(place, "inspect", "subproc"), ""),
+]
+
+
+@with_a_hub
+@pytest.mark.parametrize(("module", "owner", "name", "trigger", "words"), GOES_ON)
+def test_a_fault_beside_the_engine_stops_nothing(
+    tmp_path: Path,
+    broker: str,
+    module: str,
+    owner: str,
+    name: str,
+    trigger: Callable[[Workplace], None],
+    words: str,
+) -> None:
+    code = NOTE + SLOW + FAULT.format(module=module, owner=owner, name=name)
+    with (
+        closing(Workplace(tmp_path, broker, code=code)) as place,
+        place.project.worker("-P", "celery_subproc_pool:Pool", "-c", "1") as worker,
+    ):
+        (tmp_path / "fault").touch()
+        trigger(place)
+        wait_for(lambda: "injected" in worker.log, "the fault")
+        (tmp_path / "fault").unlink()
+        assert get(place.app.send_task("note")) is None
+        assert get(place.app.send_task("do.it", [1])) == [1]
+        assert words in worker.log
+        assert worker.stop() == 0
+
+
+STOPS = [
+    ("grow", lambda place: ask(place, "control", "pool_grow")),
+    ("shrink", lambda place: ask(place, "control", "pool_shrink")),
+    ("restart", lambda place: ask(place, "control", "subproc_restart")),
+    ("terminate", revoke),
+]
+
+
+@with_a_hub
+@pytest.mark.parametrize(("name", "trigger"), STOPS)
+def test_a_fault_of_the_engine_on_request_ends_the_worker(
+    tmp_path: Path, broker: str, name: str, trigger: Callable[[Workplace], None]
+) -> None:
+    code = NOTE + SLOW + FAULT.format(module="scheduler", owner=".Scheduler", name=name)
+    with (
+        closing(Workplace(tmp_path, broker, code=code)) as place,
+        place.project.worker("-P", "celery_subproc_pool:Pool", "-c", "2") as worker,
+    ):
+        (tmp_path / "fault").touch()
+        trigger(place)
+        wait_for(lambda: worker.process.poll() is not None, "the end of the worker")
+        assert worker.process.returncode == 1
+        assert worker.log.count("The pool's engine failed") == 1
 
 
 ENGINE_FAULTS = [
@@ -332,6 +428,7 @@ def assert_it_ends(place: Any, send: Callable[[], Any], tmp_path: Path) -> None:
         assert "RuntimeError('injected')" in line
 
 
+@with_a_hub
 @pytest.mark.parametrize(("module", "owner", "name"), ENGINE_FAULTS)
 def test_a_fault_of_the_engine_ends_the_worker(
     tmp_path: Path, broker: str, module: str, owner: str, name: str
