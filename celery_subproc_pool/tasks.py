@@ -121,7 +121,11 @@ class SubprocTask(Task, metaclass=_OfItsApp):
         # run as if it were the work.
         if _request_of_job(self) is None:
             raise _not_here(self)
-        return super().__call__(*args, **kwargs)
+        call = super().__call__
+        if call.__func__ is Task.__call__:
+            # Celery's own, which would put a request on top with which nothing can be retried.
+            call = self.run
+        return call(*args, **kwargs)
 
 
 @contextmanager

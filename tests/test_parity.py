@@ -753,11 +753,15 @@ def test_banner(shared_worker: Site) -> None:
     )
 
 
+def at_rest(place: Workplace) -> bool:
+    return {row["state"] for row in inspect(place, "subproc")} == {"idle"}
+
+
 def test_inspect(shared_worker: Site) -> None:
     place, _ = shared_worker
     node = place.project.node
     # Another test's restart may go on: a child of before would be gone when its job ends.
-    wait_for(lambda: {row["state"] for row in inspect(place, "subproc")} == {"idle"}, "rest")
+    wait_for(lambda: at_rest(place), "rest")
     assert get(place.send("do.it", ["throttle", 1, 0.2])) == {"throttles": 1, "retries": 0}
     held = {kind: hold(place, kind) for kind in KINDS}
     active = {request["id"]: request for request in inspect(place, "active")}
@@ -781,6 +785,8 @@ def test_inspect(shared_worker: Site) -> None:
     table = place.project.run("subproc", "children", "-d", node, "-t", "20", COLUMNS="250").stdout
     assert re.search(rf"obeys .*{held['external'].result.id}\] for \d", table)
     pids = {kind: held[kind].end() for kind in KINDS}
+    # A Python child stores a result before it says that it is through.
+    wait_for(lambda: at_rest(place), "rest")
     stats = inspect(place, "stats")["pool"]
     assert stats["implementation"] == "celery_subproc_pool:Pool"
     assert {*stats["processes"]} >= {*pids.values()}
