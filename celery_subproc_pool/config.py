@@ -263,6 +263,12 @@ def load(setting: Any, environ: Mapping[str, str] = os.environ) -> PoolSettings:
     if not isinstance(setting, Mapping):
         raise ConfigError(f"{source}: expected a mapping, got {setting!r}")
     if "argv" in setting:
+        both = [key for key in ("children", "python") if key in setting]
+        if both:
+            raise ConfigError(
+                f"{source}: expected either 'argv', for one kind of child, or 'children' and"
+                f" 'python', got 'argv' and {both[0]!r}: put 'argv' into {source}.children.<name>"
+            )
         return PoolSettings(children={_ONLY_GROUP: _child(source, setting, environ)})
     unknown = [key for key in setting if key not in ("children", "python")]
     if unknown:

@@ -169,8 +169,8 @@ def _not_here(task: Task) -> NotInWorkerError:
         f"{task.name} runs in an external child process: send it with delay() to a worker that was"
         " started with -P celery_subproc_pool:Pool. It can't be called directly, eagerly or by"
         " another pool. In tests, start such a worker with"
-        " celery.contrib.testing.worker.start_worker(app, pool='celery_subproc_pool:Pool'), or"
-        " patch what calls the task"
+        " celery.contrib.testing.worker.start_worker(app, pool='celery_subproc_pool:Pool',"
+        " perform_ping_check=False), or patch what calls the task"
     )
 
 

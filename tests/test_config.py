@@ -254,7 +254,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "children beside argv": (
         {"argv": ["cat"], "children": {}},
-        f".children: no such setting; the settings are {KNOWN}",
+        ": expected either 'argv', for one kind of child, or 'children' and 'python', got 'argv'"
+        " and 'children': put 'argv' into subproc_pool.children.<name>",
     ),
     "children of None": (
         {"children": None},
