@@ -490,14 +490,16 @@ def test_an_upgrade_under_load(tmp_path: Path, broker: str) -> None:
     ends = sorted(float(end) for *_, end in lines)
     during = [end for end in ends if restarted < end < upgraded]
     gaps = [after - before for before, after in pairwise(during)]
+    boots = []
     for kind in KINDS:
         jobs = [(float(begin), version) for _, of, version, begin, _ in lines if of == kind]
         # Old before, new after; and there was work for the whole time.
         assert min(jobs)[1] == "1"
         assert {version for begin, version in jobs if begin > upgraded} == {"11"}
-        # Had a boot kept all others from working, a gap would be as long as one.
-        boot = min(begin for begin, version in jobs if version == "11") - restarted
-        assert max(gaps) < boot / 2
+        boots.append(min(begin for begin, version in jobs if version == "11") - restarted)
+    # Had a boot kept all others from working, a gap would be as long as one: of Python, as perl's
+    # is hardly longer than a job.
+    assert max(gaps) < max(boots) / 2
 
 
 # -- what children are held to
