@@ -1486,6 +1486,25 @@ def test_a_job_whose_children_end_before_they_read_it_is_given_up() -> None:
     assert ends(actions) == [Settle(job, Lost(None, reason), child)]
 
 
+def test_a_child_that_stops_in_the_midst_of_its_only_request_has_some_time_to_say_so() -> None:
+    world = World(a=kind())
+    job, child = world.send()
+    closed = world.now
+    world.tell(world.scheduler.unwritten, child, "it closed its stdin", len(BOOT) + 1)
+    assert (child.drains, job.state) == (True, JobState.SENT)
+    assert kills(world.at(closed + STOP_TIMEOUT - 0.1)) == []
+    assert kills(world.at(closed + STOP_TIMEOUT)) == [signal.SIGTERM]
+    assert kills(world.at(closed + 2 * STOP_TIMEOUT)) == [signal.SIGKILL]
+
+
+def test_a_child_that_has_read_its_request_has_as_long_as_that_takes() -> None:
+    world = World(a=kind())
+    job, child = world.send()
+    world.tell(world.scheduler.unwritten, child, "it closed its stdin", READ_ALL)
+    assert (child.drains, job.state) == (True, JobState.SENT)
+    assert kills(world.at(world.now + 10 * STOP_TIMEOUT)) == []
+
+
 def test_an_idle_child_that_is_found_closed_is_replaced() -> None:
     world = World(a=kind())
     (child,) = world.children()
