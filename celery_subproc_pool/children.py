@@ -388,6 +388,8 @@ class Children:
         if served and slot.child is not None:
             self._hurry(slot.child, now)
         elif (served or awaited) and cause not in _BLAMELESS and child.jobs_done == 0:
+            # One that has said that it is ready, too: it came to nothing.
+            group.failure = reason
             delay = self._cool(group, slot, now)
         actions.append(Report(child, reason, jobs, delay))
         return [*actions, *(self._refill(group, slot, now) if served or awaited else ())]

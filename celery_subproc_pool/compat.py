@@ -274,8 +274,8 @@ def reject(job: Any) -> None:
 
 
 def acknowledge_early(job: Any) -> None:
-    """Acknowledge the message of `job`, a `jobs.PoolJob`, that a child has now, if it is to be
-    acknowledged before it is done (5.3 to 5.7: `Request.on_accepted`)."""
+    """Acknowledge the message of `job`, a `jobs.PoolJob`, if that is not to wait for its end (as
+    `Request.on_accepted` does, 5.3 to 5.7)."""
     request = _request_of(job.callbacks.error_callback)
     if request is not None and not request.task.acks_late:
         request.acknowledge()

@@ -24,7 +24,7 @@ from .jobs import PoolJob
 from .live import ChildFacts
 from .records import Answered, Faulted, Lost, Outcome, SoftTimedOut, Terminated, TimedOut
 
-__all__ = ("acceptance_failed", "end_failed", "for_tracer", "report")
+__all__ = ("acceptance_failed", "end_failed", "for_tracer", "refused", "report")
 
 logger = get_logger(__name__)
 
@@ -80,6 +80,14 @@ def report(app: Celery, job: PoolJob, result: Outcome, facts: ChildFacts | None)
         callbacks.error_callback(outcome.exception_info(error))
         if isinstance(result, Terminated) and job.stored_before:
             store_revoked_again(job)
+
+
+def refused(job: PoolJob, error: Exception) -> None:
+    """Tell Celery that `job` fails with `error` before any child could have it."""
+    # Nobody has accepted it, which is when Celery acknowledges most messages. One that is never
+    # acknowledged keeps its place among those that may be in flight, and comes again.
+    acknowledge_early(job)
+    job.callbacks.error_callback(outcome.exception_info(error))
 
 
 def acceptance_failed(job: PoolJob) -> None:

@@ -35,7 +35,7 @@ from .intake import guard_consumer, seconds
 from .jobs import Callbacks, PoolJob
 from .live import ChildFacts
 from .protocol import CancelReason
-from .records import Change, Child, Group, Outcome, Started
+from .records import Change, Child, Group, JobState, Outcome, Started
 from .reports import some_of
 from .routes import Routes
 from .scheduler import Scheduler
@@ -304,8 +304,9 @@ class Pool(BasePool, control.Controlled):
         except Exception as exc:
             # Whatever it is, it ends this job, and not the consumer.
             logger.error("%s can't be given to a child: %r", job.title, exc, exc_info=True)
-            failed = partial(job.callbacks.error_callback, outcome.exception_info(exc))
-            supervisor.call(partial(self._conclude, job, failed))
+            # The engine never has it, and is asked nothing of it either.
+            job.state = JobState.CLOSED
+            supervisor.call(partial(self._conclude, job, partial(ends.refused, job, exc)))
         else:
             supervisor.post(supervisor.scheduler.submit, job)
         return job

@@ -7,7 +7,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 from billiard.einfo import ExceptionInfo
 from celery import Celery
 from celery.app.trace import trace_task_ret
+from kombu import Connection
 
 from celery_subproc_pool.errors import ConfigError
 from celery_subproc_pool.intake import seconds
@@ -205,6 +206,27 @@ def test_no_seconds(value: Any) -> None:
         seconds(value, "it")
 
 
+@pytest.mark.parametrize("name", ["note", "do.it"])
+def test_what_is_refused_is_acknowledged(tmp_path: Path, broker: str, name: str) -> None:
+    """Otherwise a few are all that may be in flight, and the worker stands still."""
+    with (
+        closing(Workplace(tmp_path, broker, code=NOTE)) as place,
+        place.project.worker("-P", "celery_subproc_pool:Pool", "-c", "1") as worker,
+    ):
+        refused = [place.app.send_task(name, time_limit=-1) for _ in range(10)]
+        assert get(place.app.send_task("note")) is None
+        for result in refused:
+            with pytest.raises(ValueError, match="the hard time limit"):
+                get(result)
+        assert worker.stop() == 0
+        # Redis has no queue that is empty.
+        with (
+            Connection(BROKERS[broker]) as connection,
+            suppress(*connection.channel_errors),
+        ):
+            assert connection.default_channel.queue_declare(place.queue, passive=True)[1] == 0
+
+
 def test_fields_that_are_null(odd_worker: Workplace) -> None:
     """A foreign producer's: a throttled task is sent again, and counts its throttles."""
     names = ("retries", "timelimit", "headers", "stamps", "stamped_headers", "delivery_info")
@@ -241,7 +263,8 @@ def test_a_task_that_names_no_group_and_comes_later(tmp_path: Path, broker: str)
         wait_for(
             lambda: "lost.it names the child 'nowhere'" in worker.log, "the refusal of the restart"
         )
-        for _ in range(5):
+        # More than may be in flight.
+        for _ in range(10):
             with pytest.raises(Exception, match=r"lost\.it names the child 'nowhere'"):
                 get(place.app.send_task("lost.it"))
         assert get(place.app.send_task("note")) is None
@@ -494,6 +517,33 @@ def test_another_threads_termination_is_not_for_the_job_that_is_being_accepted(
     assert over.wait(DEADLINE)
     [end] = ends
     assert not isinstance(end, ExceptionInfo), end
+
+
+def test_what_was_refused_can_be_terminated(pool: Pool) -> None:
+    """The engine never had it."""
+    ends: list[Any] = []
+    over = threading.Event()
+
+    def ended(result: Any) -> None:
+        ends.append(result)
+        over.set()
+
+    job = pool.apply_async(lambda: 1, error_callback=ended)
+    assert job is not None
+    job.terminate("SIGKILL")
+    assert over.wait(DEADLINE)
+    job.terminate("SIGKILL")
+    [end] = ends
+    assert type(end.exception.exc).__name__ == "CallError"
+    headers = {"task": "do.it", "id": "one", "args": (), "kwargs": {}}
+    over.clear()
+    pool.apply_async(
+        trace_task_ret,
+        ("do.it", "one", headers, ((), {}, {}), None, None),
+        callback=ended,
+        error_callback=ended,
+    )
+    assert over.wait(DEADLINE)
 
 
 def test_growing_a_pool_that_has_ended(pool: Pool) -> None:

@@ -1111,6 +1111,18 @@ def test_a_stop_waits_for_a_child_that_boots_and_does_what_has_lost_its_own() ->
     assert job.child is child
 
 
+def test_a_stop_gives_up_jobs_whose_children_say_that_they_are_ready_and_die() -> None:
+    world, job = world_of_broken_boots()
+    child = new_child(world.tell(world.scheduler.close))
+    world.tell(world.scheduler.ready, child, READY, None)
+    assert job.child is child
+    actions = world.tell(world.scheduler.exited, child, 3, READ_NOTHING)
+    reason = "no child of the group a can start: it exited: exitcode 3"
+    assert ends(actions) == [
+        Settle(job, replace(STRANDED, reason=f"the worker stops, and {reason}"), None)
+    ]
+
+
 def test_a_stop_gives_up_when_all_places_of_a_group_have_been_tried() -> None:
     world, job = world_of_broken_boots(2)
     world.tell(world.scheduler.close)
