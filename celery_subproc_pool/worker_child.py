@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -32,6 +33,10 @@ _STDOUT = "CELERY_SUBPROC_POOL_STDOUT"
 _STDERR = "CELERY_SUBPROC_POOL_STDERR"
 #: As `supervisor.FIRST`.
 _FIRST = "CELERY_SUBPROC_POOL_FIRST"
+
+
+#: Seconds that a child's last words may take.
+LAST_WORDS = 0.5
 
 
 def main() -> NoReturn:
@@ -257,17 +262,24 @@ def _run_exit_handlers(grace: float, status: int) -> None:
 
 def _leave(grace: float, status: int) -> None:
     try:
-        # Not by logging, which may be what hangs.
-        text = (
-            f"Child with pid {os.getpid()}: what is registered with atexit is not done after"
-            f" {grace:g} s (subproc_pool.python.exit_grace); the child ends without it\n"
-        )
-        os.write(2, text.encode())
+        teller = threading.Thread(target=_tell_overdue, args=(grace,), daemon=True)
+        teller.start()
+        # Logging may be what hangs.
+        teller.join(LAST_WORDS)
         # They work for this process, unlike programs that it has started.
         for process in multiprocessing.active_children():
             process.terminate()
     finally:
         os._exit(status)
+
+
+def _tell_overdue(grace: float) -> None:
+    logging.getLogger("celery_subproc_pool").warning(
+        "Child with pid %d: what is registered with atexit is not done after %g s"
+        " (subproc_pool.python.exit_grace); the child ends without it",
+        os.getpid(),
+        grace,
+    )
 
 
 def _exit_status(exc: SystemExit) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,17 @@ def test_what_hangs_is_left_after_exit_grace(tmp_path: Path) -> None:
         assert worker.stop() == 0
         assert "is not done after 0.3 s (subproc_pool.python.exit_grace)" in worker.log
     assert lines(path) == []
+
+
+def test_that_something_hangs_is_logged_where_all_else_is(tmp_path: Path) -> None:
+    proj = project(tmp_path, exit_grace=0.3, stop_timeout=10 * DEADLINE)
+    words = re.compile(
+        r"WARNING/SubprocPoolWorker-1\] Child with pid \d+: .* not done after 0\.3 s"
+    )
+    with proj.worker(*POOL, "-c", "1") as worker:
+        ask(proj, "register_hang", str(tmp_path / "ends"))
+        worker.stop()
+        assert words.search(worker.log)
 
 
 # -- processes and threads that a task's module keeps for the next task
