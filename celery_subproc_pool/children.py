@@ -155,10 +155,22 @@ class Children:
         actions: list[Action] = [Started(child)]
         if child.slot.successor is child:
             actions += self._take_over(child, now)
-        if group.degraded and all(slot.child and slot.child.proven for slot in group.slots):
-            group.degraded = False
-            actions.append(Healed(group))
-        return actions
+        if not group.degraded:
+            return actions
+        if group.settings.handshake:
+            # It has said that it is ready. Whether it lives will be seen.
+            child.settle_at = now + SETTLE
+            self._alarm.set(child.settle_at)
+            return actions
+        return [*actions, *self._heal(group)]
+
+    @staticmethod
+    def _heal(group: Group) -> list[Action]:
+        """Let `group` be whole again, if each of its slots has a child that works."""
+        if not group.degraded or not all(slot.child and slot.child.proven for slot in group.slots):
+            return []
+        group.degraded = False
+        return [Healed(group)]
 
     def _take_into_service(self, child: Child, now: float) -> None:
         self.move(child, ChildState.IDLE)
@@ -455,7 +467,8 @@ class Children:
         """Do what is due at `now`."""
         actions: list[Action] = []
         if child.settle_at is not None and now >= child.settle_at:
-            actions += self.prove(child, now)
+            child.settle_at = None
+            actions += self._heal(child.group) if child.proven else self.prove(child, now)
         if child.retire_at is not None and now >= child.retire_at:
             child.retire_at = None
             age = now - child.spawned_at

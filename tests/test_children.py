@@ -409,6 +409,37 @@ def test_a_group_is_whole_again_when_all_its_children_work() -> None:
     assert not group.degraded
 
 
+def test_a_group_whose_children_greet_and_die_is_not_whole() -> None:
+    world = World(a=kind(1, handshake=True))
+    group = world.scheduler.groups["a"]
+    [child] = world.children()
+    world.tell(world.scheduler.ready, child, READY, None)
+    world.tell(world.scheduler.exited, child, 3, READ_ALL)
+    child = new_child(world.at(0.1))
+    assert world.tell(world.scheduler.ready, child, READY, None) == []
+    world.tell(world.scheduler.exited, child, 3, READ_ALL)
+    child = new_child(world.at(5.0))
+    assert world.tell(world.scheduler.ready, child, READY, None) == []
+    assert world.at(5.0 + SETTLE - 0.1) == []
+    assert group.degraded
+    assert world.at(5.0 + SETTLE) == [Healed(group)]
+    assert world.at(9.0) == []
+
+
+def test_a_group_with_a_slot_that_cools_is_not_whole() -> None:
+    world = World(a=kind(2, handshake=True))
+    group = world.scheduler.groups["a"]
+    first, second = world.children()
+    for child in (first, second):
+        world.tell(world.scheduler.ready, child, READY, None)
+    world.tell(world.scheduler.exited, first, 3, READ_ALL)
+    first = new_child(world.at(0.1))
+    world.tell(world.scheduler.ready, first, READY, None)
+    world.tell(world.scheduler.exited, second, 3, READ_ALL)
+    assert world.at(0.1 + SETTLE) != [Healed(group)]
+    assert group.degraded
+
+
 def test_a_child_that_is_blameless_degrades_nothing() -> None:
     world = World(a=kind())
     do(world)
