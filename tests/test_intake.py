@@ -341,9 +341,15 @@ def test_a_fault_in_serving_a_child_costs_that_child(tmp_path: Path, broker: str
         assert worker.stop() == 0
 
 
-def ask(place: Workplace, *words: str) -> None:
-    """Send a remote control command, whatever comes of it."""
-    place.project.run(*words[:1], "-d", place.project.node, "-t", "3", *words[1:])
+def ask(command: str) -> Callable[[Workplace], None]:
+    """Return what sends a remote control command, whatever comes of it."""
+
+    def send(place: Workplace) -> None:
+        place.app.control.broadcast(
+            command, destination=[place.project.node], reply=True, timeout=3
+        )
+
+    return send
 
 
 def revoke(place: Workplace) -> None:
@@ -372,10 +378,10 @@ GOES_ON = [
     ("pool", ".Pool", "accepted", send, "A callback failed; the pool goes on"),
     ("pool", ".Pool", "_settle", send, "can't be brought to its end"),
     ("pool", ".Pool", "_settle", send_external, "can't be brought to its end"),
-    ("pool", ".Pool", "restart_group", lambda place: ask(place, "control", "subproc_restart"), ""),
-    ("scheduler", ".Scheduler", "check_shrink", lambda at: ask(at, "control", "pool_shrink"), ""),
-    ("facts", "", "group_facts", lambda place: ask(place, "inspect", "stats"), ""),
-    ("facts", "", "rows", lambda place: ask(place, "inspect", "subproc"), ""),
+    ("pool", ".Pool", "restart_group", ask("subproc_restart"), ""),
+    ("scheduler", ".Scheduler", "check_shrink", ask("pool_shrink"), ""),
+    ("facts", "", "group_facts", ask("stats"), ""),
+    ("facts", "", "rows", ask("subproc"), ""),
 ]
 
 
@@ -406,9 +412,9 @@ def test_a_fault_beside_the_engine_stops_nothing(
 
 
 STOPS = [
-    ("grow", lambda place: ask(place, "control", "pool_grow")),
-    ("shrink", lambda place: ask(place, "control", "pool_shrink")),
-    ("restart", lambda place: ask(place, "control", "subproc_restart")),
+    ("grow", ask("pool_grow")),
+    ("shrink", ask("pool_shrink")),
+    ("restart", ask("subproc_restart")),
     ("terminate", revoke),
 ]
 

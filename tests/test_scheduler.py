@@ -1517,6 +1517,16 @@ def test_a_child_that_has_read_its_request_has_as_long_as_that_takes() -> None:
     assert kills(world.at(world.now + 10 * STOP_TIMEOUT)) == []
 
 
+def test_a_child_that_ends_its_jobs_and_is_killed_then_is_counted_once() -> None:
+    world = World(a=kind())
+    job, child = world.send(timeout=5.0)
+    world.tell(world.scheduler.unwritten, child, "it closed its stdin", READ_ALL)
+    actions = world.at(world.now + 5.0)
+    assert ends(actions) == [Settle(job, TimedOut(5.0), child)]
+    assert kills(actions) == [signal.SIGKILL]
+    assert world.scheduler.groups["a"].replaced == {Cause.EXITED: 1}
+
+
 def test_an_idle_child_that_is_found_closed_is_replaced() -> None:
     world = World(a=kind())
     (child,) = world.children()
