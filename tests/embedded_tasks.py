@@ -53,7 +53,7 @@ def define(app: Celery) -> None:
         base=SubprocTask,
         name="do.autoretry",
         autoretry_for=(ChildTaskError,),
-        default_retry_delay=0,
+        default_retry_delay=0.2,
         max_retries=2,
     )
     def autoretry(*args: Any) -> None: ...
@@ -75,7 +75,7 @@ def define(app: Celery) -> None:
     def twice(*args: Any) -> None: ...
 
     # No import makes them tasks: a Python child has to be told how.
-    task(plain, name="plain.task", bind=True, max_retries=1, default_retry_delay=0)
+    task(plain, name="plain.task", bind=True, max_retries=1, default_retry_delay=0.2)
     app.register_task(PlainClass())
 
     @task(name="plain.closure")

@@ -142,14 +142,20 @@ def throws() -> None:
     raise ProjectError(1, "expected")
 
 
-@shared_task(name="retrying", bind=True, max_retries=2, default_retry_delay=0)
+#: Seconds. Celery sends a retry before it stores that there is one, which must not come last.
+RETRY_DELAY = 0.3
+
+
+@shared_task(name="retrying", bind=True, max_retries=2, default_retry_delay=RETRY_DELAY)
 def retrying(self: Task, until: int) -> int:
     if self.request.retries < until:
         raise self.retry(exc=ProjectError(self.request.retries, "again"))
     return int(self.request.retries)
 
 
-@shared_task(name="autoretrying", bind=True, autoretry_for=(ValueError,), default_retry_delay=0)
+@shared_task(
+    name="autoretrying", bind=True, autoretry_for=(ValueError,), default_retry_delay=RETRY_DELAY
+)
 def autoretrying(self: Task) -> int:
     if self.request.retries < 2:
         raise ValueError("not yet")
@@ -193,7 +199,7 @@ def die_once(path: str) -> str:
     retry_on_worker_lost=True,
     acks_late=True,
     max_retries=5,
-    default_retry_delay=0,
+    default_retry_delay=RETRY_DELAY,
 )
 def retried_when_lost(self: Task, deaths: int) -> int:
     if self.request.retries < deaths:

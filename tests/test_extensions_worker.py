@@ -43,7 +43,7 @@ GROUPS = {
 }
 CODE = """
 @app.task(base=SubprocTask, name="many.again", child="many", bind=True, max_retries=1,
-          autoretry_for=(Exception,), default_retry_delay=0)
+          autoretry_for=(Exception,), default_retry_delay=0.2)
 def again(*args): ...
 @app.task(base=SubprocTask, name="many.late", child="many", acks_late=True)
 def late(*args): ...

@@ -17,6 +17,7 @@ from celery_subproc_pool.records import (
     Child,
     ChildState,
     CloseStdin,
+    Healed,
     Job,
     JobState,
     Lost,
@@ -87,7 +88,7 @@ def test_a_child_that_takes_no_more_requests_drains() -> None:
     ready = world.tell(world.scheduler.ready, other, Ready(protocol=1), None)
     assert Write(other, fourth) in ready
     # What it says counts, and nothing ends it before its jobs.
-    assert world.at(1.0 + STOP_TIMEOUT) == []
+    assert world.at(1.0 + STOP_TIMEOUT) == [Healed(world.scheduler.groups["a"])]
     assert world.tell(world.scheduler.progressed, child, Progress(id="0", meta={"a": 1}))
     for job in jobs:
         reply = Ok(id=job.task_id)
