@@ -25,6 +25,8 @@ from .test_python_children import Running, get, ours
 from .worker import Project
 from .workplace import Workplace
 
+pytestmark = pytest.mark.usefixtures("no_garbage_collection")
+
 POOL = os.environ.get("CSP_TEST_POOL", "celery_subproc_pool:Pool")
 
 CODE = """

@@ -27,6 +27,8 @@ from .odd_messages import Message, Sender, good, odd_messages
 from .worker import Project
 from .workplace import BROKERS, Workplace, get
 
+pytestmark = pytest.mark.usefixtures("no_garbage_collection")
+
 NOTE = """
 @app.task(name="note")
 def note(path=None, token=None):

@@ -24,6 +24,8 @@ from celery_subproc_pool.soft_limits import SoftLimits
 from .conftest import DEADLINE, wait_for
 from .worker import Project
 
+pytestmark = pytest.mark.usefixtures("no_garbage_collection")
+
 POOL = ("-P", os.environ.get("CSP_TEST_POOL", "celery_subproc_pool:Pool"), "-c", "1")
 ours = pytest.mark.skipif("prefork" in POOL, reason="a property of this pool's")
 LIMIT = 0.3
