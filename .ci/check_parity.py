@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "docs" / "parity.md"
-SUITE = ROOT / "tests" / "test_parity.py"
+SUITE = ROOT / "tests" / "brokers" / "test_parity.py"
 
 LINK = re.compile(r"\[(?P<test>test_\w+)\]\((?P<path>[^)]+)\)")
 #: A test that asks for one of these runs once for each broker.
@@ -62,7 +62,7 @@ def faults() -> Iterator[str]:
             elif not known[test] & ON_BROKERS:
                 yield f"{where}: {test} does not run on both brokers"
     for test in sorted(set(tests(SUITE)) - named):
-        yield f"tests/test_parity.py: {test} has no row in docs/parity.md"
+        yield f"tests/brokers/test_parity.py: {test} has no row in docs/parity.md"
 
 
 def main() -> int:

@@ -22,7 +22,7 @@ from kombu.asynchronous.semaphore import LaxBoundedSemaphore
 from kombu.message import Message
 from kombu.serialization import dumps
 
-from celery_subproc_pool.pool import Pool
+from celery_subproc_pool.worker.pool import Pool
 
 from .setups import SETUPS, VARIABLE
 

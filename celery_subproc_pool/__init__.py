@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from .errors import ConfigError as ConfigError
     from .errors import NotInWorkerError as NotInWorkerError
     from .errors import ProtocolFault as ProtocolFault
-    from .pool import Pool as Pool
-    from .tasks import SubprocTask as SubprocTask
+    from .worker.pool import Pool as Pool
+    from .worker.tasks import SubprocTask as SubprocTask
 
 __all__ = (
     "ChildTaskError",
@@ -28,13 +28,16 @@ __all__ = (
 #: The release. A Python child on another interpreter must have the same.
 __version__ = "0.1.0"
 
+#: The name of this package, for what runs or looks for its modules.
+PACKAGE = __name__
+
 _HOME = {
     "ChildTaskError": "errors",
     "ConfigError": "errors",
     "NotInWorkerError": "errors",
-    "Pool": "pool",
+    "Pool": "worker.pool",
     "ProtocolFault": "errors",
-    "SubprocTask": "tasks",
+    "SubprocTask": "worker.tasks",
 }
 
 

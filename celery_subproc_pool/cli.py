@@ -14,8 +14,9 @@ import click
 from celery import concurrency
 from celery.signals import worker_init
 
-from . import banner, config, control
+from . import PACKAGE, config
 from .errors import ConfigError
+from .worker import banner, control
 
 __all__ = ("POOL_NAMES", "add_pool_names", "subproc")
 
@@ -44,9 +45,9 @@ def add_pool_names() -> None:
 def size_by_cpus(sender: Any, **_: Any) -> None:
     """Let ``-c auto`` be as sensible here as on prefork."""
     name = sender.pool_cls if isinstance(sender.pool_cls, str) else sender.pool_cls.__module__
-    if concurrency.ALIASES.get(name, name) in (POOL_NAMES[0], __package__):
+    if concurrency.ALIASES.get(name, name) in (POOL_NAMES[0], PACKAGE):
         # For every `celery` command imports this module, and a worker imports that anyway.
-        from .compat import resolve_auto_concurrency
+        from .worker.compat import resolve_auto_concurrency
 
         resolve_auto_concurrency(sender)
 
@@ -64,8 +65,8 @@ def subproc() -> None:
 @click.pass_context
 def check(ctx: click.Context) -> None:
     """Check the setting subproc_pool, and say which children take which tasks."""
-    from . import launch
-    from .routes import Routes
+    from .worker import launch
+    from .worker.routes import Routes
 
     app = ctx.obj.app
     try:

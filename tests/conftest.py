@@ -3,102 +3,17 @@
 from __future__ import annotations
 
 import gc
-import os
-import socket
-import sys
-import time
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import pytest
 
-from celery_subproc_pool.guardian import MARK
+from tests.support.basics import DEADLINE, pool_processes, python_child, require, wait_for
 
 if TYPE_CHECKING:
-    from .workplace import Workplace
-
-CHILDREN = Path(__file__).parent / "children"
-
-#: An environment variable that marks all processes that this test run starts, to tell them from
-#: those of other runs on the machine.
-RUN = "CSP_TEST_RUN"
-os.environ[RUN] = uuid.uuid4().hex
-
-#: Seconds that anything may take on a machine that is slow and busy.
-DEADLINE = 30.0
-
-
-#: Of the servers that some tests need, on 127.0.0.1.
-PORTS = {"redis": 6379, "rabbitmq": 5672, "postgresql": 5432}
-
-
-def require(name: str) -> None:
-    """Skip where a server is not there; fail where one is required, as in CI."""
-    try:
-        socket.create_connection(("127.0.0.1", PORTS[name]), timeout=5).close()
-    except OSError as exc:
-        if os.environ.get("CSP_REQUIRE_BROKER"):
-            pytest.fail(f"{name} is required and does not answer: {exc}")
-        pytest.skip(f"{name} does not answer: {exc}")
-
-
-def python_child(name: str) -> list[str]:
-    """Return the argv of a Python child of ours, booting as fast as Python can."""
-    return [sys.executable, "-I", "-S", str(CHILDREN / f"{name}.py")]
-
-
-def sh_child(script: str) -> list[str]:
-    """Return the argv of a child that is a shell script."""
-    return ["sh", "-c", script]
-
-
-def echoing(reply: str) -> list[str]:
-    """Return the argv of a child that answers every request with `reply`."""
-    return sh_child(f"while IFS= read -r line; do printf '%s\\n' '{reply}'; done")
-
-
-def wait_for(condition: Callable[[], Any], what: str, deadline: float = DEADLINE) -> Any:
-    """Return the first true value of `condition`; fail after `deadline` seconds without one."""
-    end = time.monotonic() + deadline
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > end:
-            pytest.fail(f"waited {deadline:.0f} s in vain for {what}")
-        # A poll with a deadline, not a guess how long something takes.
-        time.sleep(0.01)
-
-
-def _ours() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
-    """Yield the running processes that descend from this test run, with their environments."""
-    for process in psutil.process_iter():
-        try:
-            environ = process.environ()
-            if environ.get(RUN) == os.environ[RUN] and process.status() != psutil.STATUS_ZOMBIE:
-                yield process, environ
-        except (psutil.Error, OSError):
-            continue
-
-
-def pool_processes() -> dict[psutil.Process, str]:
-    """Return every process that descends from some worker's pool, guardians aside, and the mark of
-    its pool."""
-    return {process: environ[MARK] for process, environ in _ours() if MARK in environ}
-
-
-def guardians() -> list[psutil.Process]:
-    """Return every guardian that runs."""
-    found = []
-    for process, _ in _ours():
-        with suppress(psutil.Error):
-            if any(part.endswith("guardian.py") for part in process.cmdline()):
-                found.append(process)
-    return found
+    from tests.support.workplace import Workplace
 
 
 @pytest.fixture(
@@ -119,7 +34,7 @@ def broker(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def place(tmp_path: Path, broker: str) -> Iterator[Workplace]:
     """Return a project on a queue of its own."""
-    from .workplace import Workplace
+    from tests.support.workplace import Workplace
 
     with closing(Workplace(tmp_path, broker)) as workplace:
         yield workplace
@@ -159,14 +74,14 @@ def celery_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         (directory / name).mkdir()
     return {
         "broker_url": "filesystem://",
-        "broker_transport": "tests.folder_broker:Transport",
+        "broker_transport": "tests.support.folder_broker:Transport",
         "broker_transport_options": {
             "data_folder_in": str(directory / "queue"),
             "data_folder_out": str(directory / "queue"),
             "control_folder": str(directory / "control"),
             "polling_interval": 0.01,
         },
-        "result_backend": f"tests.folder_broker:Backend+file://{directory / 'results'}",
+        "result_backend": f"tests.support.folder_broker:Backend+file://{directory / 'results'}",
         "worker_hijack_root_logger": False,
         "accept_content": ["json", "pickle"],
         "subproc_pool": {
@@ -207,7 +122,7 @@ def embedded_app(celery_session_app: Any) -> Any:
     """Return the session's app, its tasks defined before its worker starts."""
     from celery.contrib.testing import tasks as _ping  # noqa: F401
 
-    from . import embedded_tasks
+    from tests.support import embedded_tasks
 
     embedded_tasks.define(celery_session_app)
     return celery_session_app

@@ -19,7 +19,7 @@ from celery_subproc_pool.config import (
     with_limits,
 )
 from celery_subproc_pool.errors import ConfigError
-from celery_subproc_pool.routes import Routes
+from celery_subproc_pool.worker.routes import Routes
 
 ARGV = {"argv": ["cat"]}
 VARIABLE = "CELERY_SUBPROC_POOL"

@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from celery_subproc_pool import protocol
-from celery_subproc_pool.records import Job
-
-from .engine import Engine, answer
+from celery_subproc_pool.core.model import Job
+from celery_subproc_pool.wire import messages
+from tests.support.engine import Engine, answer
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,7 +73,7 @@ def begin(pool: Engine, task_id: str, *args: Any) -> Job:
     """Send a job for the task `greet`."""
     job = pool.submit(task_id)
     payload = {"task": "greet", "args": args, "kwargs": {}}
-    line = protocol.encode_request(task_id, payload)
+    line = messages.encode_request(task_id, payload)
     pool.supervisor.post(pool.supervisor.scheduler.provide, job, line)
     return job
 
@@ -83,9 +82,9 @@ def begin(pool: Engine, task_id: str, *args: Any) -> Job:
 def test_a_child_to_start_from_greets(name: str, tmp_path: Path) -> None:
     with engine(GREETERS[name], tmp_path) as pool:
         first, second = begin(pool, "1", "Ada"), begin(pool, "2", "Zoë\n" + "x" * 100_000)
-        assert answer(pool.outcome_of(first)) == protocol.Ok(id="1", result="Hello, Ada")
+        assert answer(pool.outcome_of(first)) == messages.Ok(id="1", result="Hello, Ada")
         hello = "Hello, Zoë\n" + "x" * 100_000
-        assert answer(pool.outcome_of(second)) == protocol.Ok(id="2", result=hello)
+        assert answer(pool.outcome_of(second)) == messages.Ok(id="2", result=hello)
 
 
 #: How each language has the task do something for the name `odd`, and what JSON can't hold.
@@ -148,10 +147,10 @@ def test_a_child_to_start_from_survives_what_json_cannot_hold(
     odd = IF_ODD[name].format(statement)
     with engine(GREETERS[name], tmp_path, odd) as pool:
         reply = answer(pool.outcome_of(begin(pool, "1", "odd")))
-        assert isinstance(reply, protocol.Error)
+        assert isinstance(reply, messages.Error)
         assert reply.message
         [pid] = pool.pids
-        hello = protocol.Ok(id="2", result="Hello, Ada")
+        hello = messages.Ok(id="2", result="Hello, Ada")
         assert answer(pool.outcome_of(begin(pool, "2", "Ada"))) == hello
         assert pool.pids == [pid]
 
@@ -168,7 +167,7 @@ def test_a_child_to_start_from_mends_half_of_a_character(
     name: str, statement: str, tmp_path: Path
 ) -> None:
     with engine(GREETERS[name], tmp_path, IF_ODD[name].format(statement)) as pool:
-        mended = protocol.Ok(id="1", result="\ufffd")
+        mended = messages.Ok(id="1", result="\ufffd")
         assert answer(pool.outcome_of(begin(pool, "1", "odd"))) == mended
 
 
@@ -182,9 +181,9 @@ def test_a_child_to_start_from_takes_a_newline_alone_for_the_end(name: str, tmp_
     with engine(GREETERS[name], tmp_path) as pool:
         job = pool.submit("1")
         pool.supervisor.post(pool.supervisor.scheduler.provide, job, f"{line}\n".encode())
-        hello = protocol.Ok(id="1", result=f"Hello, {odd}")
+        hello = messages.Ok(id="1", result=f"Hello, {odd}")
         assert answer(pool.outcome_of(job)) == hello
-        hello = protocol.Ok(id="2", result=f"Hello, {odd}")
+        hello = messages.Ok(id="2", result=f"Hello, {odd}")
         assert answer(pool.outcome_of(begin(pool, "2", odd))) == hello
 
 
@@ -192,10 +191,10 @@ def test_a_child_to_start_from_takes_a_newline_alone_for_the_end(name: str, tmp_
 def test_a_child_to_start_from_survives_an_error(name: str, tmp_path: Path) -> None:
     with engine(GREETERS[name], tmp_path) as pool:
         reply = answer(pool.outcome_of(begin(pool, "1", "")))
-        assert isinstance(reply, protocol.Error)
+        assert isinstance(reply, messages.Error)
         assert "nobody to greet" in (reply.message or "")
         [pid] = pool.pids
-        assert isinstance(answer(pool.outcome_of(begin(pool, "2", "Ada"))), protocol.Ok)
+        assert isinstance(answer(pool.outcome_of(begin(pool, "2", "Ada"))), messages.Ok)
         assert pool.pids == [pid]
 
 
@@ -204,15 +203,15 @@ def test_the_shell_child_hands_jobs_on(tmp_path: Path) -> None:
     jobs.write_text("#!/bin/sh\ngrep -q Ada || exit 7\n")
     jobs.chmod(0o700)
     with engine(SHELL, tmp_path) as pool:
-        assert answer(pool.outcome_of(begin(pool, "1", "Ada"))) == protocol.Ok(id="1")
+        assert answer(pool.outcome_of(begin(pool, "1", "Ada"))) == messages.Ok(id="1")
         reply = answer(pool.outcome_of(begin(pool, "2", "Eve")))
-        assert reply == protocol.Error(id="2", message="exit status 7")
+        assert reply == messages.Error(id="2", message="exit status 7")
 
 
 def test_the_first_child_doubles(tmp_path: Path) -> None:
     with engine(FIRST, tmp_path) as pool:
-        assert answer(pool.outcome_of(begin(pool, "1", 21))) == protocol.Ok(id="1", result=42)
+        assert answer(pool.outcome_of(begin(pool, "1", 21))) == messages.Ok(id="1", result=42)
         [pid] = pool.pids
-        assert isinstance(answer(pool.outcome_of(begin(pool, "2", None))), protocol.Error)
-        assert answer(pool.outcome_of(begin(pool, "3", "ü"))) == protocol.Ok(id="3", result="üü")
+        assert isinstance(answer(pool.outcome_of(begin(pool, "2", None))), messages.Error)
+        assert answer(pool.outcome_of(begin(pool, "3", "ü"))) == messages.Ok(id="3", result="üü")
         assert pool.pids == [pid]

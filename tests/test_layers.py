@@ -1,10 +1,11 @@
-"""An import points only to the left: the table of CONTRIBUTING.md, kept."""
+"""Imports follow the folders: each says in its `__init__` what it may import, and this keeps it."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,206 +14,108 @@ import celery_subproc_pool
 
 PACKAGE = Path(celery_subproc_pool.__file__).parent
 
-#: What each module may import of ours, and of other packages beside the standard library.
-LAYERS: dict[str, tuple[set[str], set[str]]] = {
-    "errors": (set(), set()),
-    "guardian": (set(), set()),
-    "forks": (set(), set()),
-    "serve": (set(), set()),
-    "intake": (set(), {"celery", "kombu"}),
-    "tracing": (set(), set()),
-    "wakeup": (set(), set()),
-    "printing": (set(), set()),
-    "lines": ({"printing"}, set()),
-    "protocol": ({"errors", "printing"}, {"msgspec"}),
-    "config": ({"errors"}, {"msgspec"}),
-    "banner": ({"config"}, set()),
-    "records": ({"config", "protocol"}, {"msgspec"}),
-    "facts": ({"records"}, set()),
-    "greetings": ({"config", "printing", "protocol", "records"}, set()),
-    "limits": ({"records"}, set()),
-    "queues": ({"records"}, set()),
-    "crashes": ({"records"}, set()),
-    "children": ({"errors", "limits", "protocol", "records"}, set()),
-    "scheduler": (
-        {"children", "crashes", "limits", "protocol", "queues", "records"},
-        set(),
-    ),
-    "memory": (set(), {"psutil"}),
-    "programs": (set(), {"psutil"}),
-    "child": ({"errors"}, set()),
-    "remains": ({"child", "programs"}, set()),
-    "live": ({"child", "errors", "lines", "printing", "protocol", "records"}, {"msgspec"}),
-    "reports": ({"live", "records"}, {"psutil"}),
-    "supervisor": (
-        {
-            "child",
-            "errors",
-            "forks",
-            "guardian",
-            "live",
-            "memory",
-            "printing",
-            "programs",
-            "protocol",
-            "records",
-            "remains",
-            "reports",
-            "scheduler",
-            "wakeup",
-        },
-        set(),
-    ),
-    "outcome": ({"errors", "live", "protocol", "records"}, {"billiard", "celery"}),
-    "compat": ({"outcome"}, {"billiard", "celery", "kombu"}),
-    "settings_sent": ({"protocol"}, {"celery"}),
-    "replay": ({"compat", "config", "protocol"}, {"celery", "click", "kombu"}),
-    "tasks": ({"compat", "errors", "outcome", "protocol"}, {"celery"}),
-    "routes": ({"config", "errors", "tasks"}, {"celery"}),
-    "untraced": ({"compat", "protocol", "tasks"}, {"celery", "kombu"}),
-    "jobs": ({"errors", "outcome", "protocol", "records", "tasks", "untraced"}, {"billiard"}),
-    "messages": ({"errors", "protocol"}, {"billiard", "celery", "kombu", "msgspec"}),
-    "calls": ({"config", "errors", "jobs", "messages"}, {"billiard", "celery", "kombu"}),
-    "withheld": ({"config"}, {"celery"}),
-    "ends": (
-        {
-            "compat",
-            "errors",
-            "intake",
-            "jobs",
-            "live",
-            "messages",
-            "outcome",
-            "protocol",
-            "records",
-        },
-        {"billiard", "celery"},
-    ),
-    "launch": (
-        {
-            "compat",
-            "config",
-            "errors",
-            "messages",
-            "protocol",
-            "records",
-            "replay",
-            "routes",
-            "settings_sent",
-            "withheld",
-        },
-        {"celery", "click"},
-    ),
-    "loading": (
-        {"compat", "config", "forks", "messages", "protocol", "replay", "settings_sent"},
-        {"billiard", "celery"},
-    ),
-    "soft_limits": ({"compat"}, {"celery"}),
-    "worker_child": (
-        {"loading", "messages", "protocol", "serve", "soft_limits"},
-        {"billiard", "celery"},
-    ),
-    "events": ({"records"}, {"celery"}),
-    "control": ({"errors"}, {"celery"}),
-    "drivers": ({"compat", "errors", "supervisor"}, {"celery"}),
-    "pool": (
-        {
-            "banner",
-            "calls",
-            "compat",
-            "config",
-            "control",
-            "drivers",
-            "ends",
-            "errors",
-            "events",
-            "facts",
-            "greetings",
-            "intake",
-            "jobs",
-            "launch",
-            "live",
-            "messages",
-            "outcome",
-            "protocol",
-            "records",
-            "reports",
-            "routes",
-            "scheduler",
-            "supervisor",
-            "tracing",
-            "untraced",
-        },
-        {"billiard", "celery", "click"},
-    ),
-    "tables": (set(), {"rich"}),
-    "cli": (
-        {"banner", "compat", "config", "control", "errors", "launch", "routes", "tables"},
-        {"celery", "click"},
-    ),
+#: What each folder, and each module beside them, may import of ours. Whoever stands later in this
+#: table may import those before it, and no other way round.
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "serve": set(),
+    "tables": set(),
+    "config": {"errors"},
+    "wire": {"errors"},
+    "core": {"config", "errors", "wire"},
+    "engine": {"core", "errors", "wire"},
+    "python_child": {"config", "errors", "serve", "wire"},
+    "worker": {"config", "core", "engine", "errors", "python_child", "wire"},
+    "cli": {"config", "errors", "tables", "worker"},
 }
 
-#: Modules that decide: no clock, no process, no thread may come near them.
-PURE = (
-    "errors",
-    "printing",
-    "lines",
-    "protocol",
-    "config",
-    "records",
-    "facts",
-    "greetings",
-    "limits",
-    "queues",
-    "crashes",
-    "children",
-    "scheduler",
-)
+#: What each may import of other packages, beside the standard library.
+MAY_USE: dict[str, set[str]] = {
+    "tables": {"rich"},
+    "config": {"msgspec"},
+    "wire": {"msgspec"},
+    "core": {"msgspec"},
+    "engine": {"psutil"},
+    "python_child": {"billiard", "celery", "click", "kombu", "msgspec"},
+    "worker": {"billiard", "celery", "click", "kombu"},
+    "cli": {"celery", "click"},
+}
+
+#: What decides: no clock, no process, no thread may come near it.
+PURE = ("errors", "config", "wire", "core")
 IMPURE = {"asyncio", "multiprocessing", "select", "selectors", "subprocess", "threading", "time"}
+
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__init__.py"
+)
+
+
+def room(module: str) -> str:
+    """Return the folder of `module`, or its own name if it has none."""
+    return module.partition(".")[0]
 
 
 def imports(module: str) -> tuple[set[str], set[str]]:
-    """Return what `module` imports: the names of modules of ours, and of top-level packages."""
+    """Return what `module` imports: modules of ours, by their path, and top-level packages."""
     ours: set[str] = set()
     others: set[str] = set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+    home = module.split(".")
+    for node in ast.walk(ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())):
         if isinstance(node, ast.Import):
             others |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             others.add(node.module.split(".")[0])
         elif isinstance(node, ast.ImportFrom):
-            ours |= {node.module} if node.module else {alias.name for alias in node.names}
-    # The package's own, which imports nothing.
-    return ours - {"__version__"}, others - {"__future__"}
+            base = [*home[: len(home) - node.level], *(node.module or "").split(".")]
+            path = ".".join(filter(None, base))
+            ours |= {path} if path in MODULES else {f"{path}.{a.name}" for a in node.names}
+    # The package's own names, which import nothing, begin with a dot.
+    return {name.lstrip(".") for name in ours} & set(MODULES), others - {"__future__"}
 
 
-def test_every_module_has_its_layer() -> None:
-    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} == set(LAYERS)
+def test_every_folder_and_module_has_its_row() -> None:
+    assert {room(module) for module in MODULES} == set(MAY_IMPORT)
+    rows = list(MAY_IMPORT)
+    for name, lower in MAY_IMPORT.items():
+        assert all(rows.index(each) < rows.index(name) for each in lower), name
 
 
-@pytest.mark.parametrize("module", LAYERS)
-def test_imports_point_to_the_left(module: str) -> None:
-    may_ours, may_others = LAYERS[module]
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_what_its_folder_may(module: str) -> None:
     ours, others = imports(module)
-    assert ours <= may_ours
-    assert others - set(sys.stdlib_module_names) <= may_others
+    assert {room(each) for each in ours} - {room(module)} <= MAY_IMPORT[room(module)]
+    assert others - set(sys.stdlib_module_names) <= MAY_USE.get(room(module), set())
 
 
-@pytest.mark.parametrize("module", PURE)
+def test_no_folder_has_a_circle() -> None:
+    # Raises `CycleError`, which names the modules of the circle.
+    TopologicalSorter({module: imports(module)[0] for module in MODULES}).prepare()
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if room(module) in PURE])
 def test_pure_modules_know_no_clock_process_or_thread(module: str) -> None:
     _, others = imports(module)
     assert not others & IMPURE
 
 
-def test_the_table_has_no_circle() -> None:
-    order = list(LAYERS)
-    for module, (ours, _) in LAYERS.items():
-        assert all(order.index(lower) < order.index(module) for lower in ours), module
-
-
-def test_the_package_imports_nothing_heavy_until_asked() -> None:
-    code = "import sys, celery_subproc_pool; print(*{'celery', 'msgspec'} & set(sys.modules))"
+def loaded_by(code: str) -> set[str]:
+    """Return the modules that a fresh interpreter has loaded after `code`."""
+    code = f"{code}\nimport sys\nprint(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
-    assert done.stdout.strip() == ""
+    return set(done.stdout.split())
+
+
+def test_the_package_imports_nothing_heavy_until_asked() -> None:
+    assert not {"celery", "msgspec"} & loaded_by("import celery_subproc_pool")
+
+
+def test_declaring_a_task_brings_no_engine_and_no_worker_along() -> None:
+    loaded = loaded_by("from celery_subproc_pool import SubprocTask")
+    assert "celery_subproc_pool.worker.tasks" in loaded
+    assert "celery.worker.request" not in loaded
+    heavy = ("celery_subproc_pool.engine", "celery_subproc_pool.core.scheduler")
+    assert not {name for name in loaded if name.startswith(heavy)}

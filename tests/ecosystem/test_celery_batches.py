@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import pytest
 import redis
 
-from tests.conftest import DEADLINE, wait_for
-from tests.worker import Project, Worker
-from tests.workplace import BROKERS, Workplace, get
+from tests.support.basics import DEADLINE, wait_for
+from tests.support.worker import Project, Worker
+from tests.support.workplace import BROKERS, Workplace, get
 
 pytest.importorskip("celery_batches")
 

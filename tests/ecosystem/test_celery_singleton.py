@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import pytest
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 
-from tests.conftest import DEADLINE, wait_for
-from tests.worker import Worker
-from tests.workplace import BACKEND, Workplace, get
+from tests.support.basics import DEADLINE, wait_for
+from tests.support.worker import Worker
+from tests.support.workplace import BACKEND, Workplace, get
 
 celery_singleton = pytest.importorskip("celery_singleton")
 
@@ -93,7 +93,7 @@ def shared_worker(
 
 def _tasks_of(app: Any) -> dict[str, Any]:
     """Define the tasks for the sender, too."""
-    from tests import ordinary_tasks
+    from tests.support import ordinary_tasks
 
     with pytest.MonkeyPatch.context() as patch:
         import sys

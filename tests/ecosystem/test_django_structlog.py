@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import wait_for
-from tests.worker import Project
+from tests.support.basics import wait_for
+from tests.support.worker import Project
 
 pytestmark = pytest.mark.ecosystem
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import wait_for
-from tests.test_recycling import POOL, ask
-from tests.worker import Project
+from tests.support.basics import wait_for
+from tests.support.projects import POOL, ask
+from tests.support.worker import Project
 
 pytestmark = pytest.mark.ecosystem
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import DEADLINE, python_child, wait_for
-from tests.worker import Project
+from tests.support.basics import DEADLINE, python_child, wait_for
+from tests.support.worker import Project
 
 pytest.importorskip("newrelic")
 pytestmark = pytest.mark.ecosystem

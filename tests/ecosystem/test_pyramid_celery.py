@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import DEADLINE, require
-from tests.worker import Project
-from tests.workplace import BACKEND, BROKERS
+from tests.support.basics import DEADLINE, require
+from tests.support.worker import Project
+from tests.support.workplace import BACKEND, BROKERS
 
 pytestmark = [
     pytest.mark.ecosystem,

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import DEADLINE, python_child, wait_for
-from tests.worker import HEADER, Project
+from tests.support.basics import DEADLINE, python_child, wait_for
+from tests.support.worker import HEADER, Project
 
 from .sink import http_sink
 

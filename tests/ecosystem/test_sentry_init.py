@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import DEADLINE, wait_for
-from tests.worker import Project
+from tests.support.basics import DEADLINE, wait_for
+from tests.support.worker import Project
 
 from .sink import http_sink
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import DEADLINE, wait_for
-from tests.test_leftovers import runs
-from tests.worker import Project
+from tests.support.basics import DEADLINE, runs, wait_for
+from tests.support.worker import Project
 
 pytestmark = pytest.mark.ecosystem
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import DEADLINE, wait_for
-from tests.worker import Project
+from tests.support.basics import DEADLINE, wait_for
+from tests.support.worker import Project
 
 from .sink import Sink, http_sink
 

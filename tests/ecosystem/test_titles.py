@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import DEADLINE
-from tests.worker import Project
+from tests.support.basics import DEADLINE
+from tests.support.worker import Project
 
 pytest.importorskip("setproctitle")
 

@@ -1,0 +1,163 @@
+"""What a person may ask about the pool: the numbers of a group, and a row for each child.
+
+Layer: above `records`. Must not import a clock, processes or Celery: it is told what time it is.
+All that it returns is plain, for JSON.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from .model import Child, Exit, Group, Job, JobState, Slot
+
+__all__ = ("group_facts", "rows", "writes")
+
+#: The percentiles of waiting and running times that are shown.
+PERCENTILES = (50, 95, 99)
+
+
+def group_facts(group: Group) -> dict[str, Any]:
+    """Return what `inspect stats` says of `group`.
+
+    Returns:
+        Counts; ``wait`` and ``run``, seconds of the latest `records.TIMES_REMEMBERED` jobs by the
+        name of the percentile (``p50``), empty before the first job; and its children.
+    """
+    children = list(group.children.values())
+    return {
+        "size": len(group.slots),
+        "in_service": group.in_service,
+        "cooling": group.backing_off,
+        "states": dict(Counter(child.state.value for child in children)),
+        "jobs": group.jobs_done,
+        "throttled": group.throttled,
+        "waiting": len(group.waiting),
+        "wait": _percentiles(group.waits),
+        "run": _percentiles(group.runs),
+        "unkillable": sum(child.unkillable for child in children),
+        "replaced": {cause.value: count for cause, count in group.replaced.items()},
+        "children": [
+            {"pid": child.pid, "state": child.state.value, "jobs": child.jobs_done}
+            for child in children
+        ],
+    }
+
+
+def writes(groups: Iterable[Group], active: int) -> dict[str, Any]:
+    """Return how many requests were written, in the form of prefork's ``writes``
+    (celery/concurrency/asynpool.py: `human_write_stats`, 5.3 to 5.7).
+
+    Arguments:
+        groups: all of them.
+        active: how many children have still to read the rest of one.
+
+    Returns:
+        ``total``; for each place of the groups, in their order, how many (``raw``) and which share
+        of all (``all``), and the mean of the shares (``avg``); ``strategy``, which is always that
+        of ``-O fair``; and ``inqueues``, how many children there are to write to, and how many are
+        ``active``.
+    """
+    groups = list(groups)
+    children = [child for group in groups for child in list(group.children.values())]
+    counts: Counter[Slot] = Counter()
+    for child in children:
+        counts[child.slot] += child.jobs_begun
+    slots = [slot for group in groups for slot in list(group.slots)]
+    numbers = [slot.jobs_begun + counts[slot] for slot in slots]
+    total = sum(group.jobs_begun for group in groups) + sum(counts.values())
+    shares = [number / total if total else 0.0 for number in numbers]
+    return {
+        "total": total,
+        "avg": f"{statistics.fmean(shares) if shares else 0.0:.2f}",
+        "all": ", ".join(f"{share:.2f}" for share in shares),
+        "raw": ", ".join(map(str, numbers)),
+        "strategy": "fair",
+        "inqueues": {"total": sum(child.serves for child in children), "active": active},
+    }
+
+
+def _percentiles(seconds: Iterable[float]) -> dict[str, float]:
+    values = list(seconds)
+    if not values:
+        return {}
+    # One value alone has no quantiles.
+    cuts = statistics.quantiles(values if values[1:] else values * 2, n=100, method="inclusive")
+    return {f"p{percent}": round(cuts[percent - 1], 6) for percent in PERCENTILES}
+
+
+def rows(
+    groups: Iterable[Group], now: float, memory_of: Callable[[Child], int]
+) -> list[dict[str, Any]]:
+    """Return a row for each child, and for each slot that waits before it spawns again.
+
+    Arguments:
+        groups: whose children.
+        now: the monotonic time, in seconds.
+        memory_of: returns a child's resident memory, in bytes.
+
+    Returns:
+        In the order of groups and slots. ``age`` is in seconds, ``rss`` in bytes; ``task`` is None
+        or the ``name``, ``id`` and ``seconds`` of the job that it has, the first of as many as are
+        ``in_flight``; ``name`` is what it calls itself, or None; ``last_exit`` is None or the
+        ``pid`` of the last child of the slot that was given up, how many ``seconds`` ago, and the
+        ``reason``.
+    """
+    return [
+        _row(group, slot, child, now, memory_of)
+        for group in groups
+        for slot, child in _places(group)
+    ]
+
+
+def _places(group: Group) -> Iterator[tuple[Slot, Child | None]]:
+    places = [(child.slot, child) for child in list(group.children.values())]
+    empty = [(slot, None) for slot in list(group.slots) if slot.child is None]
+    return iter(sorted([*places, *empty], key=lambda place: place[0].number))
+
+
+def _row(
+    group: Group,
+    slot: Slot,
+    child: Child | None,
+    now: float,
+    memory_of: Callable[[Child], int],
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"group": group.name, "slot": slot.number}
+    if child is None:
+        row |= {"pid": None, "state": "cooling", "age": None, "jobs": 0, "rss": 0, "task": None}
+        row |= {"in_flight": 0, "name": None}
+    else:
+        row |= {
+            "pid": child.pid,
+            "state": child.state.value,
+            "age": round(now - child.spawned_at, 3),
+            "jobs": child.jobs_done,
+            "rss": memory_of(child),
+            "task": _task(child, now),
+            "in_flight": len(_held(child)),
+            "name": child.name,
+        }
+    return row | {"last_exit": _exit(slot.last_exit, now)}
+
+
+def _task(child: Child, now: float) -> dict[str, Any] | None:
+    job = next(iter(_held(child)), None)
+    if job is None:
+        return None
+    # While its tracer prepares the request, the child has not begun it.
+    seconds = now - job.begun_at if job.state is JobState.SENT else 0.0
+    return {"name": job.task_name, "id": job.task_id, "seconds": round(seconds, 3)}
+
+
+def _held(child: Child) -> list[Job]:
+    """Return what `child` has in hand: also what it has still to end."""
+    return [job for job in child.jobs.values() if child.serves or job.state is JobState.SENT]
+
+
+def _exit(last: Exit | None, now: float) -> dict[str, Any] | None:
+    if last is None:
+        return None
+    return {"pid": last.pid, "seconds": round(now - last.at, 3), "reason": last.reason}

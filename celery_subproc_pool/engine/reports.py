@@ -1,0 +1,159 @@
+"""What the log is told of children that come and go.
+
+Layer: above `live` and `records`. Must not import Celery.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import psutil
+
+from ..core.actions import Recycled, Report, Stranded, Unkillable
+from ..core.model import Child, Group, Job
+from ..core.outcomes import ChildFacts
+
+__all__ = (
+    "cleared",
+    "healed",
+    "left_behind",
+    "left_over",
+    "recycled",
+    "replaced",
+    "some_of",
+    "stranded",
+    "unkillable",
+    "whose",
+)
+
+logger = logging.getLogger("celery_subproc_pool")
+
+#: How many jobs or tasks one line of the log names.
+MOST_NAMED = 10
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Return the first of `names`, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f"{', '.join(names[:MOST_NAMED])}{more}"
+
+
+def replaced(report: Report, facts: ChildFacts | None, programs: Sequence[str]) -> None:
+    """Log that a child is replaced after a fault.
+
+    Arguments:
+        report: what happened.
+        facts: what else is known of the child; None if it never ran.
+        programs: what else runs in its group, and ends with it.
+    """
+    child = report.child
+    old = child.slot.child
+    serves_on = old is not None and old is not child and old.recycle_reason and old.serves
+    tail = " | ".join(facts.stderr) if facts is not None else ""
+    logger.warning(
+        "Child %s is replaced: %s%s%s%s%s%s%s",
+        _name(child),
+        report.reason,
+        _jobs(report.jobs),
+        "; it may still end those that it has begun" if child.drains else "",
+        f"; pid {old.pid}, which it was to follow, serves on" if old and serves_on else "",
+        f"; the next one starts in {report.delay:.1f} s; {_strength(child.group)}"
+        if report.delay
+        else "",
+        f"; with it ends what it has started: {some_of(programs)}" if programs else "",
+        f"; its last stderr lines: {tail}" if tail else "",
+    )
+
+
+def recycled(event: Recycled) -> None:
+    """Log that a child has had its time."""
+    logger.info(
+        "Child %s is recycled: %s; its successor (pid %s) has taken its place",
+        _name(event.child),
+        event.child.recycle_reason,
+        event.successor.pid,
+    )
+
+
+def cleared(child: Child, programs: Sequence[str], stopping: bool) -> None:
+    """Log that `programs`, which `child` has left running, end with it, as it was to go.
+
+    Arguments:
+        child: the child.
+        programs: what they are.
+        stopping: whether it goes because the worker stops.
+    """
+    logger.warning(
+        "Child %s has gone, and with it ends what it has left running: %s (%s)",
+        _name(child),
+        some_of(programs),
+        "the worker stops" if stopping else f"leftovers is {child.group.settings.leftovers!r}",
+    )
+
+
+def left_over(programs: Sequence[str]) -> None:
+    """Log that `programs` end with the worker: children have left them running."""
+    logger.warning(
+        "The worker stops, and with it ends what its children have left running: %s",
+        some_of(programs),
+    )
+
+
+def healed(group: Group) -> None:
+    """Log that a group is at full strength again, where it was logged that it is not."""
+    logger.warning("The group %s is whole again: %s", group.name, _strength(group))
+
+
+def whose(pid: int) -> str:
+    """Return why the process `pid` can't be signalled by us, in words."""
+    try:
+        owner = psutil.Process(pid).username()
+    except psutil.Error:
+        owner = "another user"
+    return f"it runs as {owner} (by sudo, or setuid?), so the worker may not signal it"
+
+
+def unkillable(event: Unkillable) -> None:
+    """Log that a child goes on which was to be killed."""
+    logger.error(
+        "Child %s can't be killed: %s%s. It has no place in the pool any more, and stays until it"
+        " exits by itself: end it by hand. A child that is to run as another user must exit when"
+        " its stdin ends, whatever it does",
+        _name(event.child),
+        event.reason,
+        _jobs(event.jobs),
+    )
+
+
+def stranded(event: Stranded) -> None:
+    """Log that jobs are given up in a stop, for no child can start."""
+    logger.error(
+        "The worker stops, and %s. These jobs have waited for one: %s. They fail; but those whose"
+        " messages are not acknowledged yet (acks_late) stay with the broker",
+        event.reason,
+        some_of([job.title for job in event.jobs]),
+    )
+
+
+def left_behind(pids: Sequence[int]) -> None:
+    """Log that the worker ends before children that can't be killed."""
+    logger.error(
+        "The worker ends, and leaves children behind that it can't kill: pid %s. End them by hand",
+        ", ".join(map(str, pids)),
+    )
+
+
+def _name(child: Child) -> str:
+    return f"{child.group.name}#{child.slot.number} (pid {child.pid})"
+
+
+def _jobs(jobs: tuple[Job, ...]) -> str:
+    if not jobs:
+        return ""
+    titles = some_of([job.title for job in jobs])
+    return f"; its job was {titles}" if len(jobs) == 1 else f"; its jobs were {titles}"
+
+
+def _strength(group: Group) -> str:
+    return f"{group.in_service} of its {len(group.slots)} children are in service"

@@ -1,0 +1,330 @@
+"""How a fresh interpreter becomes a process of this worker's project, seen from the worker.
+
+Layer: above `messages` and `config`; imports Celery. `loading` is the child's side of it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import site
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+import click
+from celery import Celery
+from celery.app.utils import find_app
+from celery.local import Proxy
+
+from .. import PACKAGE, __version__
+from ..config import (
+    CELERY_PREFIX,
+    PYTHON,
+    ROOT,
+    ChildSettings,
+    PoolSettings,
+    PythonSettings,
+    with_limits,
+)
+from ..core.model import Group
+from ..errors import ConfigError
+from ..python_child import configuration, replay
+from ..python_child.codec import recipe_of
+from ..wire import messages, python
+from ..wire.python import Boot
+from .child_env import withheld
+from .compat import app_argument
+from .routes import Routes
+
+__all__ = ("boot_line", "check_executable", "command", "command_of", "groups")
+
+logger = logging.getLogger("celery_subproc_pool")
+
+#: Seconds that an interpreter may take to say what it has.
+PATIENCE = 60.0
+
+#: What a Python child's interpreter must have installed.
+NEEDED = ("celery", "msgspec", PACKAGE)
+
+#: Modules that hold the app in some variable, and are not where it is from; the last is another
+#: name of ``__main__``, by `multiprocessing`.
+_NOT_THE_PROJECTS = ("celery", "kombu", PACKAGE, "__mp_main__")
+
+_QUESTION = """
+import importlib, importlib.util, json, sys
+missing = [name for name in {needed!r} if importlib.util.find_spec(name) is None]
+release = None if missing else getattr(importlib.import_module({package!r}), "__version__", "")
+print(json.dumps([list(sys.version_info[:2]), missing, release]))
+"""
+
+
+def groups(
+    app: Celery,
+    settings: PoolSettings,
+    routes: Routes,
+    hostname: str,
+    limit: int,
+    max_jobs: int | None = None,
+    max_memory: int | None = None,
+    worker: Any = None,
+) -> dict[str, Group]:
+    """Return the groups of children that a worker has, by name.
+
+    Arguments:
+        app: the worker's app.
+        settings: the pool's settings.
+        routes: which group takes which task.
+        hostname: the worker's node name.
+        limit: the worker's concurrency.
+        max_jobs: jobs for each child where its group says nothing; None is no limit.
+        max_memory: KiB for each child where its group says nothing; None is no limit.
+        worker: Celery's worker, if it is known.
+
+    Raises:
+        ConfigError: Python children can't be started as the settings say.
+    """
+
+    def group(name: str, child: ChildSettings, **more: Any) -> Group:
+        size = child.size_for(limit)
+        return Group(name, with_limits(child, max_jobs, max_memory), size, **more)
+
+    hidden = withheld(app, os.environ) if settings.children else frozenset()
+    found = {name: group(name, each, withheld=hidden) for name, each in settings.children.items()}
+    if routes.need_python_children:
+        check_executable(settings.python)
+        child = settings.python.as_child(command(settings.python))
+        boot = boot_line(app, settings.python, hostname, routes.external, worker)
+        _warn_of_unseen(app, settings.python, hostname, worker)
+        found[PYTHON] = group(PYTHON, child, boot=boot, decode=python.decode_traced)
+    return found
+
+
+def command(settings: PythonSettings) -> tuple[str, ...]:
+    """Return the program of a Python child, and its arguments.
+
+    Another interpreter gets none of the flags of this one: it may not know them.
+    """
+    flags: list[str] = []
+    if settings.executable is None:
+        # As `multiprocessing` does for its own fresh interpreters.
+        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    program = settings.executable or sys.executable
+    return (*settings.prefix, program, *flags, "-m", f"{PACKAGE}.python_child.main")
+
+
+def check_executable(settings: PythonSettings, environ: Mapping[str, str] = os.environ) -> None:
+    """Ask another interpreter whether it has what a Python child needs.
+
+    Raises:
+        ConfigError: it lacks something, has another release of this package, or does not run.
+    """
+    if settings.executable is None:
+        return
+    path = f"{ROOT}.{PYTHON}.executable"
+    version, missing, release = _ask(path, settings.executable, settings, environ)
+    if tuple(version) < (3, 10):
+        found = ".".join(map(str, version))
+        raise ConfigError(
+            f"{path}: expected Python 3.10 or later, {settings.executable!r} is {found}"
+        )
+    project = PACKAGE.replace("_", "-")
+    if missing:
+        raise ConfigError(
+            f"{path}: {settings.executable!r} lacks {', '.join(missing)}: install celery and"
+            f" {project} for that interpreter too"
+        )
+    if release != __version__:
+        # What the two say to each other is no public protocol.
+        raise ConfigError(
+            f"{path}: expected the release {__version__} of {project}, which the worker has,"
+            f" {settings.executable!r} has {release or 'one that does not say'}: install"
+            f" {project}=={__version__} for that interpreter"
+        )
+
+
+def _ask(
+    path: str, executable: str, settings: PythonSettings, environ: Mapping[str, str]
+) -> tuple[list[int], list[str], str | None]:
+    """Return the version of Python, what is missing there, and the release of this package."""
+    question = _QUESTION.format(needed=NEEDED, package=PACKAGE)
+    try:
+        done = subprocess.run(
+            [executable, "-c", question],
+            env={**environ, **settings.env},
+            cwd=settings.cwd,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PATIENCE,
+            check=True,
+        )
+        version, missing, release = json.loads(done.stdout)
+    except subprocess.CalledProcessError as exc:
+        last = exc.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ConfigError(f"{path}: {executable!r} is no Python that works: {last}") from exc
+    except (OSError, ValueError, subprocess.TimeoutExpired) as exc:
+        raise ConfigError(f"{path}: {executable!r} is no Python that works: {exc}") from exc
+    return version, missing, release
+
+
+def boot_line(
+    app: Celery,
+    settings: PythonSettings,
+    hostname: str,
+    taken: Mapping[str, str],
+    worker: Any = None,
+) -> bytes:
+    """Return the first line for every Python child.
+
+    Arguments:
+        app: the worker's app.
+        settings: the Python children's.
+        hostname: the worker's node name.
+        taken: the tasks that external children take, which need not be known to Python ones.
+        worker: Celery's worker, if it is known.
+
+    Raises:
+        ConfigError: the app can't be imported from anywhere, and can't be pickled either.
+    """
+    context = command_of(app)
+    options = [] if context is None else list(context.args)
+    tasks = {
+        name: task.__module__
+        for name, task in app.tasks.items()
+        if name not in taken and not name.startswith(CELERY_PREFIX)
+    }
+    recipes = {name: recipe_of(app.tasks[name]) for name in tasks}
+    own = settings.executable is None
+    boot = Boot(
+        hostname=hostname,
+        path=_search_path(settings, own),
+        whole_path=own,
+        argv=sys.argv,
+        options=options,
+        include=[str(module) for module in app.conf.include or ()],
+        tasks=tasks,
+        recipes={name: recipe for name, recipe in recipes.items() if recipe is not None},
+        settings=configuration.collect(app, () if own else _homes()),
+        prelude=replay.note(app, hostname, worker, context, settings.replay),
+        exit_grace=settings.exit_grace,
+        **_how_to_get(app),
+    )
+    return messages.encode(boot)
+
+
+def _warn_of_unseen(app: Celery, settings: PythonSettings, hostname: str, worker: Any) -> None:
+    unseen = replay.unseen(app, hostname, worker, settings.replay)
+    if unseen:
+        logger.warning(
+            "Tasks do not see what these do in the worker, for Python children are fresh"
+            " interpreters: %s. If they should, use worker_process_init instead, or add to"
+            " %s.%s.replay what stands in brackets",
+            ", ".join(unseen),
+            ROOT,
+            PYTHON,
+        )
+
+
+def _how_to_get(app: Celery) -> dict[str, Any]:
+    name = _named_on_command_line(app) or _variable_of(app)
+    if name is None:
+        try:
+            return {"pickled_app": pickle.dumps(app, protocol=4)}
+        except Exception as exc:
+            raise ConfigError(
+                f"{ROOT}.{PYTHON}: the Python children can't load the app {app!r}: it is in no"
+                f" variable of a module, and can't be pickled: {exc!r}. Make it a module's variable"
+            ) from exc
+    return {"app": name, **(_main() if name.startswith("__main__:") else {})}
+
+
+def _named_on_command_line(app: Celery) -> str | None:
+    """Return what ``celery -A`` was given, if that is how the worker came by `app`."""
+    context = command_of(app)
+    if context is None:
+        return None
+    name = app_argument(context.find_root().params.get("app"), sys.argv, os.environ)
+    with suppress(Exception):
+        if name and _unwrapped(find_app(name)) is app:
+            return name
+    return None
+
+
+def command_of(app: Celery) -> click.Context | None:
+    """Return the `celery worker` command that runs, if it does so for `app`. Its ``args`` are the
+    ``name=value`` that stood behind ``--``."""
+    context = click.get_current_context(silent=True)
+    return context if context is not None and _app_of(context) is app else None
+
+
+def _app_of(context: click.Context) -> Celery | None:
+    return _unwrapped(getattr(context.obj, "app", None))
+
+
+def _unwrapped(app: Any) -> Celery | None:
+    # A project may have it made when it is first used.
+    found: Celery | None = app._get_current_object() if isinstance(app, Proxy) else app
+    return found
+
+
+def _variable_of(app: Celery) -> str | None:
+    """Return ``module:variable`` where `app` stands; of several, rather one that is imported."""
+    found = list(_variables_of(app))
+    found.sort(key=lambda name: name.startswith("__main__:"))
+    return found[0] if found else None
+
+
+def _variables_of(app: Celery) -> Iterator[str]:
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in _NOT_THE_PROJECTS:
+            continue
+        if name == "__main__" and not _main():
+            continue
+        for variable, value in list(getattr(module, "__dict__", {}).items()):
+            if value is app:
+                yield f"{name}:{variable}"
+
+
+def _main() -> dict[str, str]:
+    """Return where the code of ``__main__`` is; nothing if it was typed in."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return {"main_module": spec.name}
+    path = getattr(main, "__file__", None)
+    return {} if path is None else {"main_path": os.path.abspath(path)}
+
+
+def _search_path(settings: PythonSettings, own: bool) -> list[str]:
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        # It was removed.
+        here = ""
+    path = [entry or here for entry in sys.path]
+    if not own:
+        # Another interpreter has a library of its own; what the project added is the project's.
+        path = [entry for entry in path if not _belongs_to_the_interpreter(entry)]
+    if settings.cwd is not None and here not in path:
+        # Celery looks for the app where it was started.
+        path.insert(0, here)
+    return path
+
+
+def _homes() -> set[str]:
+    """Return the directories that are this interpreter's own."""
+    paths = sysconfig.get_paths()
+    homes = {paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")}
+    return homes | {*site.getsitepackages(), site.getusersitepackages()}
+
+
+def _belongs_to_the_interpreter(entry: str) -> bool:
+    # Below: `lib-dynload`. The standard library may also stand in a file of this name.
+    return entry.endswith(".zip") or any(
+        entry == home or entry.startswith(home + os.sep) for home in _homes()
+    )

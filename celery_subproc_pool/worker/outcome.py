@@ -1,0 +1,154 @@
+"""What became of a job, in Celery's terms: results, exceptions, `ExceptionInfo`.
+
+Layer: above `live`; imports Celery and billiard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from billiard.einfo import ExceptionInfo
+from billiard.exceptions import SoftTimeLimitExceeded, WorkerLostError
+from billiard.exceptions import Terminated as BilliardTerminated
+from celery import Task
+from celery.exceptions import Ignore, Reject
+
+from ..core.outcomes import ChildFacts, Lost, Terminated, describe_exit
+from ..errors import ChildTaskError, PoisonousTaskError, ProtocolFault
+from ..wire import messages
+
+__all__ = (
+    "THROTTLES_HEADER",
+    "conclude",
+    "exception",
+    "exception_info",
+    "protocol_fault",
+    "throttles_of",
+)
+
+#: The message header that counts how often a task was throttled.
+THROTTLES_HEADER = "subproc_throttles"
+
+
+def conclude(
+    task: Task,
+    reply: messages.Reply,
+    throttle_max_retries: int | None,
+    over: float | None = None,
+) -> Any:
+    """Return the result that `reply` stands for, or raise what it stands for.
+
+    Called in the tracing thread of `task`, whose request is the current one.
+
+    Arguments:
+        task: the task.
+        reply: what the child answered.
+        throttle_max_retries: how often it may be throttled; None is without end.
+        over: the soft time limit, in seconds, that the child was told is over; None is none.
+
+    Raises:
+        SoftTimeLimitExceeded: for `error`, if the soft time limit is over.
+        ChildTaskError: for `error`, and for `retry` once `max_retries` is used up.
+        celery.exceptions.Retry: for `throttled` and `retry`.
+        celery.exceptions.MaxRetriesExceededError: throttled more than `throttle_max_retries`.
+        celery.exceptions.Reject: for `reject`.
+        celery.exceptions.Ignore: for `ignore`.
+    """
+    if isinstance(reply, messages.Ok):
+        return reply.result
+    if isinstance(reply, messages.Error):
+        message = messages.DEFAULT_ERROR_MESSAGE if reply.message is None else reply.message
+        error = ChildTaskError(message, reply.type, reply.traceback)
+        if over is not None:
+            raise SoftTimeLimitExceeded(over) from error
+        raise error
+    if isinstance(reply, messages.Throttled):
+        _throttle(task, reply, throttle_max_retries)
+    if isinstance(reply, messages.Retry):
+        message = messages.DEFAULT_ERROR_MESSAGE if reply.message is None else reply.message
+        raise task.retry(countdown=reply.countdown, exc=ChildTaskError(message))
+    if isinstance(reply, messages.Reject):
+        raise Reject("the child rejected the job", requeue=bool(reply.requeue))
+    raise Ignore()
+
+
+def throttles_of(headers: Mapping[str, Any]) -> int:
+    """Return how often a request with these `headers` of its own was throttled before."""
+    count = headers.get(THROTTLES_HEADER, 0)
+    return count if isinstance(count, int) else 0
+
+
+def _throttle(task: Task, reply: messages.Throttled, most: int | None) -> NoReturn:
+    request = task.request
+    headers = request.headers or {}
+    throttles = throttles_of(headers) + 1
+    if most is not None and throttles > most:
+        raise task.MaxRetriesExceededError(
+            f"{task.name}[{request.id}] was throttled {throttles} times;"
+            f" throttle_max_retries is {most}"
+        )
+    countdown = reply.retry_after_secs
+    retries = request.retries
+    # `retry` counts one up, but being throttled is no failure: the count stays what it was.
+    request.retries = retries - 1
+    try:
+        raise task.retry(
+            countdown=messages.DEFAULT_RETRY_AFTER if countdown is None else countdown,
+            headers={**headers, THROTTLES_HEADER: throttles},
+        )
+    finally:
+        request.retries = retries
+
+
+def protocol_fault(reason: str, facts: ChildFacts | None) -> ProtocolFault:
+    """Return the error of a job whose child broke the protocol; it tells a person what to do."""
+    advice = (
+        " Its stdout is reserved for the protocol's messages, one a line: it must print everything"
+        " else to stderr."
+    )
+    if messages.is_explained(reason):
+        advice = ""
+    return ProtocolFault(f"{_who(facts)} broke the protocol: {reason}.{advice}{_tail(facts)}")
+
+
+def exception(outcome: Lost | Terminated, facts: ChildFacts | None) -> Exception:
+    """Return billiard's error for a job that was lost or terminated, as prefork gives it; our own
+    for one that was lost once too often."""
+    error: Exception
+    if isinstance(outcome, Terminated):
+        error = BilliardTerminated(-outcome.signum)
+    elif outcome.crashes:
+        error = PoisonousTaskError(
+            f"It has cost {outcome.crashes} children of this worker, as many as it may"
+            " (max_crashes), and is rejected. The last one:"
+            f" {_how(outcome, facts)}.{_tail(facts)}"
+        )
+    else:
+        error = WorkerLostError(f"Worker exited prematurely: {_how(outcome, facts)}.{_tail(facts)}")
+    return error
+
+
+def exception_info(exc: BaseException) -> ExceptionInfo:
+    """Return `exc` as Celery's callbacks want it."""
+    try:
+        raise exc
+    except BaseException:
+        return ExceptionInfo()
+
+
+def _how(lost: Lost, facts: ChildFacts | None) -> str:
+    if lost.status is None:
+        return lost.reason
+    reason = f"; {lost.reason}" if lost.reason else ""
+    return f"{describe_exit(lost.status, lost.killed)} ({_who(facts)}{reason})"
+
+
+def _who(facts: ChildFacts | None) -> str:
+    return f"child {facts.group} pid {facts.pid}" if facts is not None else "child"
+
+
+def _tail(facts: ChildFacts | None) -> str:
+    if facts is None or not facts.stderr:
+        return ""
+    return f" Last stderr lines: {' | '.join(facts.stderr)}"

@@ -1,0 +1,313 @@
+"""Minutes of jobs while everything goes wrong: each reaches exactly one end, and nothing leaks.
+
+`CSP_SOAK_SECONDS` says for how long (300), in all; the brokers share it. At the end it prints what
+it saw.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import statistics
+import time
+import uuid
+from collections import Counter
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from celery.states import READY_STATES
+from kombu import Connection, Queue
+
+from tests.support.basics import PORTS, python_child, require, wait_for
+from tests.support.cutting_proxy import CuttingProxy
+from tests.support.worker import Project, Worker
+from tests.support.workplace import BACKEND, BROKERS
+
+pytestmark = pytest.mark.soak
+
+SECONDS = float(os.environ.get("CSP_SOAK_SECONDS", "300")) / len(BROKERS)
+
+#: Jobs that are sent and not at their end.
+OUTSTANDING = 64
+
+#: What external jobs do; most do nothing special.
+KINDS = ["good"] * 20 + ["slow"] * 8 + ["big", "stderr", "throttled", "error", "retires"] * 2
+KINDS += ["hangs", "exits", "rubbish", "twice"]
+
+#: What may come of a job: its state, with the exception's name if it has one. A job whose child is
+#: killed is delivered again, but not for ever. A second reply spoils the next job at worst.
+ENDS = {
+    "SUCCESS",
+    "FAILURE TimeLimitExceeded",
+    "FAILURE ProtocolFault",
+    "FAILURE PoisonousTaskError",
+}
+#: Only of those that ask for it.
+ENDS_OF = {"error": {"FAILURE ChildTaskError"}}
+
+CODE = """
+import os, time
+@app.task(name="python.it")
+def it(kind, word):
+    with open(os.environ["LOG"], "a") as log:
+        log.write(f"{it.request.id} {os.getpid()} {time.monotonic()}\\n")
+    return word
+"""
+
+
+class Job:
+    """What was sent."""
+
+    def __init__(self, kind: str, python: bool) -> None:
+        self.id = uuid.uuid4().hex
+        self.kind = kind
+        self.python = python
+        self.sent = time.monotonic()
+        #: As the result backend has it.
+        self.meta: dict[str, Any] | None = None
+
+    @property
+    def end(self) -> str:
+        """Its state, and the name of its exception."""
+        assert self.meta is not None
+        kind = self.meta["result"]["exc_type"] if self.meta["status"] == "FAILURE" else ""
+        return f"{self.meta['status']} {kind}".strip()
+
+    @property
+    def good_result(self) -> Any:
+        return [self.id, "x" * 1_000_000] if self.kind == "big" else self.id
+
+
+class Soak:
+    """Sends jobs to a worker, and makes trouble.
+
+    Arguments:
+        directory: the project's.
+        broker: the broker's name.
+        proxy: the worker's way to it.
+        seed: of all that is random.
+    """
+
+    def __init__(self, directory: Path, broker: str, proxy: CuttingProxy, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.broker = broker
+        self.proxy = proxy
+        self.log = directory / "begun.log"
+        self.log.touch()
+        (directory / "seen").mkdir()
+        env = {"LOG": str(self.log), "SEEN": str(directory / "seen")}
+        child = {"argv": python_child("soaked"), "tasks": ["soak.it"], "env": env}
+        # Who is stopped while it boots, or before it has read a job, keeps that for so long.
+        limits = {"start_timeout": 8.0, "stop_timeout": 2.0}
+        self.queue = f"csp-soak-{uuid.uuid4().hex}"
+        conf = {
+            "subproc_pool": {
+                "children": {"soaked": {**child, **limits}},
+                "python": {"size": 4, "env": env, **limits},
+            },
+            "task_default_queue": self.queue,
+            "task_acks_late": True,
+            "task_reject_on_worker_lost": True,
+            "task_time_limit": 2.0,
+            # They are many, and some are big.
+            "result_expires": SECONDS + 300,
+            "worker_prefetch_multiplier": 1,
+            "broker_connection_max_retries": None,
+            "broker_connection_retry_on_startup": True,
+        }
+        if broker == "redis":
+            # What was with a connection that is cut comes again after this time, which kombu looks
+            # at every ten seconds.
+            conf["broker_transport_options"] = {"visibility_timeout": 8}
+        # Our own way to the broker is never cut.
+        cut = proxy.url(BROKERS[broker])
+        self.project = Project(directory, BROKERS[broker], BACKEND, conf, CODE, workers_broker=cut)
+        self.jobs: list[Job] = []
+        self.open: dict[str, Job] = {}
+        self.cuts: list[float] = []
+        self.trouble: Counter[str] = Counter()
+        self.resident: list[int] = []
+
+    # -- jobs
+
+    def send(self) -> None:
+        """Send one job."""
+        python = self.random.random() < 0.2
+        job = Job("good" if python else self.random.choice(KINDS), python)
+        self.jobs.append(job)
+        self.open[job.id] = job
+        name = "python.it" if python else "soak.it"
+        self.project.app.send_task(
+            name, (job.kind, job.id), task_id=job.id, producer=self.producer, retry=True
+        )
+
+    def look(self) -> None:
+        """See which jobs have come to an end."""
+        backend = self.project.app.backend
+        ids = list(self.open)
+        found = backend.client.mget([backend.get_key_for_task(each) for each in ids])
+        for task_id, value in zip(ids, found, strict=True):
+            meta = json.loads(value) if value else {"status": "PENDING"}
+            if meta["status"] in READY_STATES:
+                self.open.pop(task_id).meta = meta
+
+    def run(self, worker: Worker, seconds: float) -> None:
+        """Send jobs and make trouble for so long, then let all come to their ends."""
+        process = psutil.Process(worker.process.pid)
+        end = time.monotonic() + seconds
+        next_trouble = next_cut = time.monotonic() + 1.0
+        with self.project.app.producer_pool.acquire() as self.producer:
+            while time.monotonic() < end:
+                while len(self.open) < OUTSTANDING:
+                    self.send()
+                self.look()
+                self.resident.append(process.memory_info().rss)
+                if time.monotonic() >= next_trouble:
+                    next_trouble = time.monotonic() + self.random.uniform(0.05, 0.3)
+                    self.make_trouble(worker)
+                if time.monotonic() >= next_cut:
+                    next_cut = time.monotonic() + self.random.uniform(3.0, 6.0)
+                    self.cut()
+                time.sleep(0.02)
+        wait_for(self.all_ended, "the ends of all jobs", deadline=90.0)
+
+    def all_ended(self) -> bool:
+        if self.open:
+            self.look()
+        return not self.open
+
+    # -- trouble
+
+    def make_trouble(self, worker: Worker) -> None:
+        """Kill a child, or stop one."""
+        child = self.random.choice(worker.children() or [None])
+        if child is None:
+            return
+        signum = self.random.choice([signal.SIGKILL] * 4 + [signal.SIGSEGV, signal.SIGSTOP])
+        self.trouble[signum.name] += 1
+        try:
+            # Until it executes its program, it is a copy of the worker, which waits for that: who
+            # stops it then stops the worker.
+            if child.cmdline() != psutil.Process(worker.process.pid).cmdline():
+                child.send_signal(signum)
+        except psutil.NoSuchProcess:
+            self.trouble["too late"] += 1
+
+    def cut(self) -> None:
+        """Cut the worker's connections to the broker.
+
+        What Redis has taken from a list for a client that is gone is lost, whoever the client
+        (kombu's transport can't help it): there, only while no message waits.
+        """
+        if self.broker == "redis":
+            with Connection(BROKERS["redis"]) as connection:
+                channel = connection.default_channel
+                for _ in range(200):
+                    if not channel.client.llen(self.queue):
+                        break
+                    time.sleep(0.01)
+                else:
+                    return
+            # What was taken is on its way.
+            time.sleep(0.1)
+        self.cuts.append(time.monotonic())
+        self.proxy.cut()
+
+    # -- what must hold
+
+    def check_ends(self) -> Counter[str]:
+        """Each job has one end, which is its own; return how many have which."""
+        table: Counter[str] = Counter()
+        for job in self.jobs:
+            assert job.end in ENDS | ENDS_OF.get(job.kind, set()), (job.kind, job.meta)
+            if job.end == "SUCCESS":
+                assert job.meta is not None
+                assert job.meta["result"] == job.good_result, "it has its own result"
+            table[job.end] += 1
+        return table
+
+    def check_runs(self, log: str) -> Counter[str]:
+        """No job was run again but for a reason."""
+        # The log says which child went, and with which job.
+        died = set(re.findall(r"\(pid (\d+)\) is replaced: .*; its job was \S+\[(\w+)\]", log))
+        runs: dict[str, list[tuple[int, float]]] = {job.id: [] for job in self.jobs}
+        for line in self.log.read_text().splitlines():
+            task_id, pid, begun = line.split()
+            runs[task_id].append((int(pid), float(begun)))
+        again: Counter[str] = Counter()
+        for job in self.jobs:
+            begun = runs[job.id]
+            for (pid, _), (_, second) in pairwise(begun):
+                again[self.reason(job, (str(pid), job.id) in died, second)] += 1
+        assert not again["none"], "jobs were run again without a reason"
+        return again
+
+    def reason(self, job: Job, died: bool, second: float) -> str:
+        """Why a job that was begun by a child that `died` of it or not was begun again, at
+        `second`."""
+        if job.kind == "throttled":
+            return "throttled"
+        if died:
+            return "its child died"
+        # A result that is stored while the connection is gone can't be acknowledged. And what waits
+        # for a child, or in the pipe of a stopped one, when the connection is cut is delivered
+        # again while it still waits.
+        if any(job.sent <= cut <= second for cut in self.cuts):
+            return "the connection was cut"
+        return "none"
+
+    def check_memory(self) -> tuple[float, float]:
+        """The worker does not grow; return the medians of its middle and of its end, in MiB."""
+        third = len(self.resident) // 3
+        middle = statistics.median(self.resident[third : 2 * third]) / 2**20
+        last = statistics.median(self.resident[2 * third :]) / 2**20
+        assert last < middle * 1.15 + 10, "the worker's memory grows"
+        return middle, last
+
+
+@pytest.fixture(params=list(BROKERS))
+def broker(request: pytest.FixtureRequest) -> str:
+    require(request.param)
+    require("redis")
+    return str(request.param)
+
+
+@pytest.mark.timeout(SECONDS + 300)
+def test_soak(broker: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seed = random.randrange(10**6)
+    print(f"the seed is {seed}")
+    with closing(CuttingProxy(PORTS[broker])) as proxy:
+        soak = Soak(tmp_path, broker, proxy, seed)
+        with soak.project.worker("-P", "celery_subproc_pool:Pool", "-c", "8") as worker:
+            process = psutil.Process(worker.process.pid)
+            soak.run(worker, SECONDS / 10)
+            before = process.num_fds()
+            soak.resident.clear()
+            soak.run(worker, SECONDS)
+            wait_for(lambda: len(worker.children()) == 8 + 4, "all children")
+            after = process.num_fds()
+            assert worker.stop() == 0
+        with Connection(BROKERS[broker]) as connection:
+            Queue(soak.queue, channel=connection.default_channel).delete()
+    ends = soak.check_ends()
+    again = soak.check_runs(worker.log)
+    memory = soak.check_memory()
+    assert after < before + 20, "the worker's descriptors leak"
+    for sign in ("Serving the child", "A callback of Celery's failed", "engine failed"):
+        assert sign not in worker.log
+    with capsys.disabled():
+        print(f"\n{broker}: {len(soak.jobs)} jobs in {SECONDS:.0f} s, seed {seed}")
+        print(f"  ends: {dict(ends)}")
+        print(f"  run again: {dict(again)}")
+        print(f"  trouble: {dict(soak.trouble)}, {len(soak.cuts)} connections cut")
+        print(f"  replaced: {worker.log.count(' is replaced')}, recycled:", end=" ")
+        print(worker.log.count(" is recycled"))
+        print(f"  memory: {memory[0]:.1f} MiB, then {memory[1]:.1f} MiB", end="; ")
+        print(f"descriptors: {before}, then {after}")

@@ -1,0 +1,1 @@
+"""The tests of `core`: decisions, in a world that is pretended."""

@@ -1,0 +1,1 @@
+"""The tests of `engine`: real children, turned by the test, without Celery."""

@@ -1,0 +1,164 @@
+"""A pretend world around the scheduler: a clock that is a number, and no process."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from celery_subproc_pool.config import ChildSettings
+from celery_subproc_pool.core.actions import (
+    Action,
+    Finished,
+    Kill,
+    Report,
+    Resolve,
+    Spawn,
+    Started,
+    Write,
+)
+from celery_subproc_pool.core.lifecycle import STARTUP_GRACE
+from celery_subproc_pool.core.model import (
+    Child,
+    Group,
+    Job,
+    Slot,
+)
+from celery_subproc_pool.core.scheduler import Scheduler
+from celery_subproc_pool.wire.messages import Ready
+
+STOP_TIMEOUT = 10.0
+
+#: What was written to each child before its first request, and what it is worth.
+BOOT = b"boot"
+READ_NOTHING, READ_ALL = len(BOOT), 10**6
+
+#: What a child says that has booted and knows no more than it must.
+READY = Ready(protocol=1)
+
+
+def kind(size: int | None = 1, **settings: Any) -> ChildSettings:
+    """Settings of a group; with a size of None it grows and shrinks."""
+    return ChildSettings(argv=("true",), size=size, stop_timeout=STOP_TIMEOUT, **settings)
+
+
+class World:
+    """A pretend world around a scheduler: a clock, and processes that start when asked to."""
+
+    def __init__(
+        self,
+        limit: int = 10,
+        random: Callable[[], float] = lambda: 1.0,
+        boot_slowly: bool = False,
+        **kinds: ChildSettings,
+    ) -> None:
+        #: Children that can't tell have proved themselves at 0.
+        self.now = -STARTUP_GRACE
+        self.last_pid = 100
+        self.spawns_fail = False
+        #: The event that answers a `Write`.
+        self.writes = "written"
+        self.started: list[Child] = []
+        self.children_boot_slowly = boot_slowly
+        self.scheduler = Scheduler(
+            {
+                name: Group(name, settings, settings.size_for(limit))
+                for name, settings in kinds.items()
+            },
+            limit,
+            random,
+        )
+        self.perform(self.scheduler.start(self.now))
+        self.at(0.0)
+
+    def perform(self, actions: list[Action]) -> list[Action]:
+        """Answer each `Spawn` and `Write`. Returns all actions, with those that followed, but for
+        `Started`."""
+        todo, done = deque(actions), []
+        while todo:
+            action = todo.popleft()
+            if isinstance(action, Started):
+                self.started.append(action.child)
+                continue
+            done.append(action)
+            if isinstance(action, Spawn):
+                todo.extend(self._spawn(action.child))
+            elif isinstance(action, Write) and self.writes == "written":
+                job, child = action.job, action.child
+                todo.extend(self.scheduler.written(child, job, len(BOOT), self.now))
+            elif isinstance(action, Write):
+                event: Callable[..., list[Action]] = getattr(self.scheduler, self.writes)
+                read = [READ_NOTHING] if self.writes == "unwritten" else []
+                todo.extend(event(action.child, "third", *read, self.now))
+        return done
+
+    def _spawn(self, child: Child) -> list[Action]:
+        if self.spawns_fail:
+            return self.scheduler.spawn_failed(child, "no such program", self.now)
+        self.last_pid += 1
+        child.has_read = not self.children_boot_slowly
+        return self.scheduler.spawned(child, self.last_pid, self.now)
+
+    def note(self, event: Callable[..., list[Action]], *arguments: Any) -> list[Action]:
+        """One event, and what is done about it at once."""
+        return self.perform(event(*arguments, self.now))
+
+    def turn(self) -> list[Action]:
+        """The end of a turn."""
+        due = self.perform(self.scheduler.tick(self.now))
+        return due + self.perform(self.scheduler.dispatch(self.now))
+
+    def tell(self, event: Callable[..., list[Action]], *arguments: Any) -> list[Action]:
+        """One event that is alone in its turn."""
+        return self.note(event, *arguments) + self.turn()
+
+    def at(self, now: float) -> list[Action]:
+        """Let the clock be `now`, and look what is due."""
+        self.now = now
+        return self.turn()
+
+    def submit(self, task_id: str = "x", group: str | None = "a", **limits: float) -> Job:
+        job = Job(task_id, f"task.{task_id}", group, **limits)
+        self.tell(self.scheduler.submit, job)
+        return job
+
+    def send(self, task_id: str = "x", group: str = "a", **limits: float) -> tuple[Job, Child]:
+        """A job whose request is written to a child."""
+        job = self.submit(task_id, group, **limits)
+        child = child_of(job)
+        actions = self.tell(self.scheduler.provide, job, b"request")
+        assert [action for action in actions if not isinstance(action, Spawn)] == [
+            Write(child, job)
+        ]
+        return job, child
+
+    def idle(self) -> bool:
+        return self.scheduler.idle
+
+    def children(self, group: str = "a") -> list[Child]:
+        return list(self.scheduler.groups[group].children.values())
+
+    def slots(self, group: str = "a") -> list[Slot]:
+        return self.scheduler.groups[group].slots
+
+
+def child_of(job: Job) -> Child:
+    assert job.child is not None
+    return job.child
+
+
+def kills(actions: list[Action]) -> list[int]:
+    return [action.signum for action in actions if isinstance(action, Kill)]
+
+
+def ends(actions: list[Action]) -> list[Action]:
+    return [action for action in actions if isinstance(action, (Resolve, Finished))]
+
+
+def reports(actions: list[Action]) -> list[Report]:
+    return [action for action in actions if isinstance(action, Report)]
+
+
+def new_child(actions: list[Action]) -> Child:
+    (spawn,) = (action for action in actions if isinstance(action, Spawn))
+    return spawn.child

@@ -1,0 +1,1 @@
+"""The tests of `wire`: bytes in, values out."""

@@ -1,0 +1,49 @@
+"""What children write, in words that are safe to log."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from celery_subproc_pool.wire.text import printable, quote, visible
+
+#: How fast the machine is must not matter.
+unhurried = settings(deadline=None)
+
+
+@unhurried
+@given(text=st.text())
+def test_what_is_printable_is_one_line_without_control_characters(text: str) -> None:
+    shown = printable(text)
+    assert len(shown.splitlines()) <= 1
+    assert "\x1b" not in shown
+    assert all(character == "\t" or ord(character) >= 32 for character in shown)
+
+
+@unhurried
+@given(text=st.text())
+def test_all_that_is_visible_can_be_seen(text: str) -> None:
+    assert visible(text).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "printed", "seen"),
+    [
+        ("a b\tc", "a b\tc", r"a b\tc"),
+        ("é\xa0\x1b", "é\xa0\\x1b", r"é\xa0\x1b"),
+        ("a\u2028", r"a\u2028", r"a\u2028"),
+    ],
+)
+def test_only_what_can_forge_a_record_is_not_printable(text: str, printed: str, seen: str) -> None:
+    assert printable(text) == printed
+    assert visible(text) == seen
+
+
+def test_a_quotation_is_the_start_only() -> None:
+    assert quote(b"") == "b''"
+    assert quote(b"a\n\x1b\xff") == r"b'a\n\x1b\xff'"
+    assert quote(b"x" * 200) == repr(b"x" * 200)
+    assert quote(b"x" * 200 + b"y") == f"{b'x' * 200!r}... (201 bytes)"
+    assert quote(b"x" * 200, 500) == f"{b'x' * 200!r}... (500 bytes)"
+    assert quote(b"x", 1) == "b'x'"

@@ -1,0 +1,1 @@
+"""The tests of the pool in real workers, on the filesystem broker."""
