@@ -533,6 +533,11 @@ class Scheduler:
         """Replace all children of `groups` by fresh ones, few at a time: no job pending_cancels."""
         return [action for group in groups for action in self._children.restart(group, now)]
 
+    def change_boot(self, name: str, boot: bytes, now: float) -> list[Action]:
+        """Children of the group `name` that are spawned from now on read `boot` first."""
+        self.groups[name].boot = boot
+        return []
+
     # -- time
 
     @property

@@ -628,18 +628,19 @@ class Pool(BasePool, control.Controlled):
             )
         chosen = list(groups) if name is None else [name]
         if config.PYTHON in chosen:
-            self._load_tasks_anew(groups[config.PYTHON])
+            self._load_tasks_anew(engine)
         logger.info("Restarting the children of %s", ", ".join(chosen))
         engine.post(engine.scheduler.restart, [groups[each] for each in chosen])
         return chosen
 
-    def _load_tasks_anew(self, python: Group) -> None:
+    def _load_tasks_anew(self, engine: Supervisor) -> None:
         """Let the next children know the tasks that the worker knows by now."""
         self._routes.renew()
         guard_consumer(self.app)
-        python.boot = launch.boot_line(
+        boot = launch.boot_line(
             self.app, self._settings.python, self._hostname, self._routes.external
         )
+        engine.post(engine.scheduler.change_boot, config.PYTHON, boot)
 
     # -- size
 

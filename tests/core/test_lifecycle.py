@@ -631,3 +631,9 @@ def test_a_child_that_goes_with_the_worker_leaves_nothing() -> None:
     assert world.scheduler.stopping
     assert world.tell(world.scheduler.exited, child, 0, READ_ALL) == [Forget(child, leaves=False)]
     assert child.in_order
+
+
+def test_children_spawned_after_a_change_read_the_new_boot() -> None:
+    world = World(a=kind())
+    assert world.tell(world.scheduler.change_boot, "a", b"new") == []
+    assert world.scheduler.groups["a"].boot == b"new"
