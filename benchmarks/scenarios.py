@@ -80,7 +80,7 @@ Values = Iterator[tuple[int, str, str, float]]
 
 def _scenarios(plan: Plan) -> Iterator[tuple[str, Callable[[], Values]]]:
     sizes = (2, 8, 16) if plan.large else (2,)
-    for broker in ("rabbitmq", "redis"):
+    for broker in ("rabbitmq", "redis") if plan.large else ("rabbitmq",):
         for size in sizes if broker == "rabbitmq" else sizes[:2]:
             yield f"python, {broker}, -c {size}", partial(_python, plan, broker, size)
             yield f"external, {broker}, -c {size}", partial(_external, plan, broker, size)
@@ -189,7 +189,7 @@ def _start(plan: Plan) -> Values:
     names = ("prefork", "prefork, spawn", "python", "external")
     for number in range(1, plan.rounds + 1):
         for name in names:
-            with workers((name,), 8, "rabbitmq") as up:
+            with workers((name,), 8 if plan.large else 2, "rabbitmq") as up:
                 yield number, name, "seconds to ready", up[name].start_time
     # With spawn, there is a process beside the children that looks like one.
     with workers(("prefork", "python", "external"), 1, "rabbitmq") as up:
