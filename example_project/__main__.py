@@ -31,11 +31,11 @@ Results = dict[str, list[Any]]
 
 
 class DemoError(Exception):
-    """Something did not go as it must."""
+    """The demo failed."""
 
 
 def find_texts() -> list[str]:
-    """Return licences and documents that came with Python and its packages, in a fixed order."""
+    """Return licences and documents of Python and its packages, in a fixed order."""
     paths = sysconfig.get_paths()
     folders = (Path(paths["purelib"]), Path(paths["stdlib"]))
     found = {
@@ -49,7 +49,7 @@ def find_texts() -> list[str]:
 
 @contextmanager
 def worker(pool: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a worker; on leaving, stop it and check that it ended well."""
+    """Run a worker. On leaving, stop it and check its exit status."""
     command = [sys.executable, "-m", "celery", "-A", "example_project.app", "worker", "-P", pool]
     command += ["-c", str(CONCURRENCY), "-l", "INFO", "--without-mingle", "--without-gossip"]
     log = folder / "worker.log"
@@ -61,7 +61,7 @@ def worker(pool: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
         yield process
         process.terminate()
         if status := process.wait(STOP_DEADLINE):
-            raise DemoError(f"the worker ended with status {status}")
+            raise DemoError(f"the worker exited with status {status}")
     except (DemoError, subprocess.TimeoutExpired) as exc:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
         raise DemoError(f"{exc}\n\nThe end of the worker's log:\n{tail}") from exc
@@ -73,7 +73,7 @@ def worker(pool: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 @contextmanager
 def bar(console: Console, title: str, total: int) -> Iterator[Any]:
-    """Show a progress bar, and give a function that moves it on by one."""
+    """Show a progress bar, and yield a function that advances it by one."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         task = progress.add_task(f"{title:<40}", total=total)
@@ -81,7 +81,7 @@ def bar(console: Console, title: str, total: int) -> Iterator[Any]:
 
 
 def run_jobs(console: Console, pool: str, jobs: list[tuple[str, Any]]) -> Results:
-    """Send the jobs to a worker on `pool`; return their results by task, checked."""
+    """Send the jobs to a worker on `pool`. Check the results and return them by task."""
     from .app import FOLDER, app
 
     with worker(pool, FOLDER) as process:
@@ -95,17 +95,17 @@ def run_jobs(console: Console, pool: str, jobs: list[tuple[str, Any]]) -> Result
 
 
 def wait_for(results: Results, process: subprocess.Popen[bytes], advance: Any) -> None:
-    """Wait until every result is there; raise if the worker ends before, or at the deadline."""
+    """Wait for all results. Raise if the worker exits first, or at the deadline."""
     deadline = time.monotonic() + DEADLINE
     waiting = {task: deque(many) for task, many in results.items()}
     while any(waiting.values()):
-        # Jobs of one kind end nearly in order: to look at the first one is enough.
+        # Jobs of one kind end nearly in order: it is enough to look at the first one.
         for queue in waiting.values():
             while queue and queue[0].ready():
                 queue.popleft()
                 advance()
         if process.poll() is not None:
-            raise DemoError(f"the worker ended by itself with status {process.returncode}")
+            raise DemoError(f"the worker exited by itself with status {process.returncode}")
         if time.monotonic() > deadline:
             left = {task: len(queue) for task, queue in waiting.items()}
             raise DemoError(f"after {DEADLINE:.0f} seconds these jobs had no result: {left}")
@@ -113,16 +113,16 @@ def wait_for(results: Results, process: subprocess.Popen[bytes], advance: Any) -
 
 
 def check(results: Results, jobs: list[tuple[str, Any]]) -> None:
-    """Raise unless every job succeeded, but for the files that are not there."""
+    """Raise unless the jobs with a missing file failed and all others succeeded."""
     missing = [argument for task, argument in jobs if Path(str(argument)).name.startswith(MISSING)]
     failed = [result for many in results.values() for result in many if result.state == "FAILURE"]
     if len(failed) != len(missing):
         reasons = "\n".join(str(result.result) for result in failed[:5])
-        raise DemoError(f"{len(failed)} jobs failed, and not {len(missing)}:\n{reasons}")
+        raise DemoError(f"{len(failed)} jobs failed, expected {len(missing)}:\n{reasons}")
 
 
 def run_spawned(console: Console, texts: list[str]) -> tuple[list[Any], float]:
-    """Do the text jobs with a new process for each; return the results and the seconds taken."""
+    """Run each text job in a new process. Return the results and the seconds taken."""
     from .app import ask_new_process
 
     began = time.monotonic()
@@ -134,18 +134,18 @@ def run_spawned(console: Console, texts: list[str]) -> tuple[list[Any], float]:
                 results.append(result)
                 advance()
         except (RuntimeError, subprocess.CalledProcessError) as exc:
-            raise DemoError(f"a process that was spawned for one job failed: {exc}") from exc
+            raise DemoError(f"a process started for one job failed: {exc}") from exc
     return results, time.monotonic() - began
 
 
 def rate(results: list[Any]) -> float:
-    """Return jobs per second between the first and the last end, so that no boot is in it."""
+    """Return jobs per second between the first and the last end. Boot time does not count."""
     ends = sorted(result.date_done for result in results)
     return float((len(ends) - 1) / (ends[-1] - ends[0]).total_seconds())
 
 
 def succeeded(results: list[Any]) -> list[Any]:
-    """Return what the tasks returned that did not fail."""
+    """Return what the successful tasks returned."""
     return [result.result for result in results if result.state == "SUCCESS"]
 
 
@@ -155,15 +155,15 @@ def words(stats: list[Any]) -> int:
 
 
 def outcomes(results: Results) -> Counter[tuple[str, str]]:
-    """Return how many jobs there were of each task and final state."""
+    """Count the jobs by task and final state."""
     return Counter((task, result.state) for task, many in results.items() for result in many)
 
 
 def outcome_table(results: Results) -> Table:
     """Return the jobs by task and outcome."""
     meaning = {
-        ("text.stats", "FAILURE"): "files that are not there: an error, and the child stays",
-        ("gate.pass", "SUCCESS"): "let through, some after having been sent away",
+        ("text.stats", "FAILURE"): "missing files: an error reply, and the child stays",
+        ("gate.pass", "SUCCESS"): "let through, some after being throttled",
     }
     table = Table("Task", "Outcome", "Jobs", "", title="Jobs")
     for (task, state), count in sorted(outcomes(results).items()):
@@ -172,8 +172,8 @@ def outcome_table(results: Results) -> Table:
 
 
 def children_table(results: Results) -> Table:
-    """Return the processes that did the jobs, as they named themselves."""
-    table = Table("Task", "Child's pid", "Jobs", title="Children: each one started once")
+    """Return the processes that did the jobs, by the pids in their results."""
+    table = Table("Task", "Child's pid", "Jobs", title="Children: each was started once")
     for task, many in sorted(results.items()):
         jobs = Counter(result["pid"] for result in succeeded(many))
         for pid, count in sorted(jobs.items()):
@@ -182,7 +182,7 @@ def children_table(results: Results) -> Table:
 
 
 def figures_table(results: Results) -> Table:
-    """Return what was counted."""
+    """Return the sums of all results."""
     stats = succeeded(results["text.stats"])
     longest = max((result["longest_word"] for result in stats), key=len)
     throttles = [result["throttles"] for result in succeeded(results["gate.pass"])]
@@ -190,13 +190,13 @@ def figures_table(results: Results) -> Table:
     table.add_row("words counted", f"{words(stats):,}")
     table.add_row("sentences counted", f"{sum(result['sentences'] for result in stats):,}")
     table.add_row("letters in the longest word", f"{len(longest):,}")
-    table.add_row("gate jobs sent away at least once", str(sum(map(bool, throttles))))
-    table.add_row("retries seen, none of them a failure", str(sum(throttles)))
+    table.add_row("gate jobs throttled at least once", str(sum(map(bool, throttles))))
+    table.add_row("throttled replies, none of them a failure", str(sum(throttles)))
     return table
 
 
 def comparison_table(warm: float, prefork: float, bare: float) -> Table:
-    """Return the three ways to do the text jobs, in jobs per second."""
+    """Compare the three ways to do the text jobs, in jobs per second."""
     table = Table("The same texts", "Jobs/s", "Warm children are", title="Speed")
     table.add_row("warm children, in Celery on this pool", f"{warm:.0f}", "")
     for way, speed in (
@@ -204,12 +204,12 @@ def comparison_table(warm: float, prefork: float, bare: float) -> Table:
         ("one process per job, and no Celery", bare),
     ):
         table.add_row(way, f"{speed:.0f}", f"{warm / speed:.2f} times as fast")
-    table.caption = f"{CONCURRENCY} jobs at a time. Celery's include its broker and results."
+    table.caption = f"{CONCURRENCY} jobs at a time. In Celery: its broker and results are included."
     return table
 
 
 def demo(console: Console, folder: Path) -> None:
-    """Run the jobs in all three ways, and show what came of it."""
+    """Run the jobs in all three ways, and show the results."""
     texts = find_texts()
     text_jobs = [("text.stats", path) for path in texts]
     missing = [("text.stats", str(folder / f"{MISSING}{n}.txt")) for n in range(MISSING_TEXTS)]

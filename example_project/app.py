@@ -22,7 +22,7 @@ from celery import Celery
 from kombu.transport import filesystem
 from kombu.utils.json import dumps
 
-#: Names the folder for messages and results in the environment.
+#: The environment variable that names the folder for messages and results.
 FOLDER_VARIABLE = "EXAMPLE_PROJECT_FOLDER"
 
 FOLDER = Path(
@@ -39,7 +39,10 @@ GATE_BURST, GATE_RATE = 10, 20
 
 
 class AtomicChannel(filesystem.Channel):  # type: ignore[misc]
-    """Messages appear complete: a busy worker may open one of kombu's before its text is in it."""
+    """Write each message completely before it appears.
+
+    kombu's own channel does not: a busy worker may open a message before its text is in it.
+    """
 
     def _put(self, queue: str, payload: Any, **kwargs: Any) -> None:
         name = f"{time.monotonic_ns() // 1_000_000}_{uuid.uuid4()}"
@@ -67,8 +70,8 @@ app.conf.update(
         "control_folder": str(CONTROL),
         "polling_interval": 0.02,
     },
-    # With a broker that is polled, Celery sends acks between two polls, and a full prefetch window
-    # waits for them (seen with Celery 5.3). One worker has the folder for itself: it may take all.
+    # With a polled broker, Celery sends acks between two polls, and a full prefetch window waits
+    # for them (seen with Celery 5.3). Only one worker uses the folder: it may take all messages.
     worker_prefetch_multiplier=0,
     result_backend=f"file://{RESULTS}",
     subproc_pool={
@@ -76,8 +79,8 @@ app.conf.update(
             "text": {"argv": TEXT_CHILD, "tasks": ["text.*"], "timeout": 20.0},
             "gate": {
                 "argv": ["sh", f"{CHILDREN}/gate.sh", str(GATE_BURST), str(GATE_RATE)],
-                "tasks": ["gate.pass"],  # named in full, it needs no Python function at all
-                "size": 1,  # the bucket of tokens is in the child
+                "tasks": ["gate.pass"],  # an exact name: it needs no Python function
+                "size": 1,  # the token bucket lives in the child
                 "timeout": 5.0,
             },
         },
@@ -89,8 +92,8 @@ app.conf.update(
 def text_stats(path: str) -> Any:
     """Count the words of a file.
 
-    On the pool of children this body never runs. On any other pool it does what one does without
-    such a pool: it starts the same program for one job.
+    On celery_subproc_pool, this body never runs. On any other pool, it starts the same program
+    for one job.
     """
     return ask_new_process(path)
 

@@ -1,11 +1,11 @@
 #!/bin/sh
-# A gate that lets only so many jobs through: a token bucket. Usage: gate.sh BURST TOKENS_PER_SECOND
-# The bucket lives in this process, so its group must have one child. When it is empty the reply is
-# "throttled", and says when the bucket will be full again; Celery then sends the job once more.
+# A token bucket that limits the rate of jobs. Usage: gate.sh BURST TOKENS_PER_SECOND
+# The bucket lives in this process, so its group must have only one child. When the bucket is empty,
+# the reply is "throttled" and says when the bucket will be full. Celery then sends the job again.
 burst=${1:-10}
 rate=${2:-20}
 
-now() { # hundredths of a second, from a clock that never goes back, where there is one
+now() { # hundredths of a second, from a monotonic clock if there is one
     if [ -r /proc/uptime ]; then
         read -r hundredths _ </proc/uptime
         hundredths=${hundredths%.*}${hundredths#*.}
@@ -14,7 +14,7 @@ now() { # hundredths of a second, from a clock that never goes back, where there
     fi
 }
 
-# Counted in hundredths of a token, since a shell knows whole numbers only.
+# Counted in hundredths of a token: a shell has only whole numbers.
 full=$((burst * 100))
 tokens=$full
 now

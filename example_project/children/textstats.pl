@@ -1,6 +1,6 @@
 #!/usr/bin/perl
-# Counts words and sentences of text files. A warm child: one request a line on stdin, one reply a
-# line on stdout, until stdin ends. Uses no module, so that any perl will do.
+# Counts the words and sentences of text files. A warm child: it reads one request per line from stdin
+# and writes one reply per line to stdout, until stdin ends. It uses no module: any perl can run it.
 use strict;
 use warnings;
 
@@ -54,12 +54,12 @@ sub read_text {
     local $/;
     my $text = <$file>;
     defined $text or die "can't read $path: $!\n";
-    utf8::decode($text);    # what is not UTF-8 stays as it is, and counts as Latin-1
+    utf8::decode($text);    # text that is not UTF-8 stays as it is, and counts as Latin-1
     return $text;
 }
 
-# -- JSON, read and written. Objects are hashes, arrays are arrays; true, false and null are 1, 0, undef. A
-# number to be written is given as a reference, since perl does not tell "7" from 7.
+# -- Read and write JSON. Objects are hashes, arrays are arrays; true, false and null are 1, 0, undef.
+# To write a number, pass a reference: perl does not tell "7" from 7.
 
 sub parse_json {
     local $_ = shift;
@@ -111,7 +111,7 @@ sub parse_string {
     while (1) {
         if (/\G([^"\\]+)/gc) { $string .= $1 }
         elsif (/\G"/gc) { return $string }
-        elsif (/\G\\u([dD][89abAB]..)\\u([dD][c-fC-F]..)/gc) {    # two halves of one character
+        elsif (/\G\\u([dD][89abAB]..)\\u([dD][c-fC-F]..)/gc) {    # a surrogate pair: one character
             $string .= chr(0x10000 + ((hex($1) & 0x3ff) << 10) + (hex($2) & 0x3ff));
         }
         elsif (/\G\\u([0-9a-fA-F]{4})/gc) { $string .= chr hex $1 }

@@ -1,7 +1,7 @@
 #!/bin/sh
-# The stand-in for textstats.pl on a machine without perl: a shell loop that keeps warm, and one awk
-# process for each file. It reads the two values it needs out of the request and no more: a path with
-# a quote or a backslash is refused. It knows English letters only.
+# Replaces textstats.pl on a machine without perl: a warm shell loop, and one awk process for each
+# file. It takes only the two values that it needs from the request. A path with a quote or a
+# backslash is refused. It knows English letters only.
 
 while IFS= read -r request; do
     id=${request#*'"id":"'}
