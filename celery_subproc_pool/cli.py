@@ -16,6 +16,7 @@ from celery.signals import worker_init
 
 from . import PACKAGE, config
 from .errors import ConfigError
+from .settings import PYTHON, ROOT
 from .worker import banner, control
 
 __all__ = ("POOL_NAMES", "add_pool_names", "subproc")
@@ -70,7 +71,7 @@ def check(ctx: click.Context) -> None:
 
     app = ctx.obj.app
     try:
-        settings = config.load(app.conf.get(config.ROOT))
+        settings = config.load(app.conf.get(ROOT))
         app.loader.import_default_modules()
         app.finalize()
         routes = Routes(app, settings)
@@ -82,9 +83,9 @@ def check(ctx: click.Context) -> None:
         _show(name, child.command, child.size, banner.external_tasks(name, child, routes.external))
     if routes.need_python_children:
         tasks = routes.without or ["whatever comes"]
-        _show(config.PYTHON, launch.command(settings.python), settings.python.size, tasks)
+        _show(PYTHON, launch.command(settings.python), settings.python.size, tasks)
     else:
-        click.echo(f"{config.PYTHON}: no child, for there is no task for one")
+        click.echo(f"{PYTHON}: no child, for there is no task for one")
 
 
 def _show(name: str, command: Sequence[str], size: int | None, tasks: Iterable[str]) -> None:

@@ -11,14 +11,9 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from celery_subproc_pool.config import (
-    ChildSettings,
-    PoolSettings,
-    PythonSettings,
-    load,
-    with_limits,
-)
+from celery_subproc_pool.config import load
 from celery_subproc_pool.errors import ConfigError
+from celery_subproc_pool.settings import ChildSettings, PoolSettings, PythonSettings, with_limits
 from celery_subproc_pool.worker.routes import Routes
 
 ARGV = {"argv": ["cat"]}

@@ -20,18 +20,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "serve": set(),
     "tables": set(),
-    "config": {"errors"},
+    "settings": set(),
+    "config": {"errors", "settings"},
     "wire": {"errors"},
-    "core": {"config", "errors", "wire"},
+    "core": {"errors", "settings", "wire"},
     "engine": {"core", "errors", "wire"},
-    "python_child": {"config", "errors", "serve", "wire"},
-    "worker": {"config", "core", "engine", "errors", "python_child", "wire"},
-    "cli": {"config", "errors", "tables", "worker"},
+    "python_child": {"errors", "serve", "settings", "wire"},
+    "worker": {"config", "core", "engine", "errors", "python_child", "settings", "wire"},
+    "cli": {"config", "errors", "settings", "tables", "worker"},
 }
 
 #: What each may import of other packages, beside the standard library.
 MAY_USE: dict[str, set[str]] = {
     "tables": {"rich"},
+    "settings": {"msgspec"},
     "config": {"msgspec"},
     "wire": {"msgspec"},
     "core": {"msgspec"},
@@ -42,7 +44,7 @@ MAY_USE: dict[str, set[str]] = {
 }
 
 #: What decides: no clock, no process, no thread may come near it.
-PURE = ("errors", "config", "wire", "core")
+PURE = ("errors", "settings", "config", "wire", "core")
 IMPURE = {"asyncio", "multiprocessing", "select", "selectors", "subprocess", "threading", "time"}
 
 MODULES = sorted(

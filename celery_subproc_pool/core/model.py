@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from ..config import ChildSettings
+from ..settings import ChildSettings
 from ..wire.messages import CancelReason, Feature, Message, decode_reply
 
 __all__ = (

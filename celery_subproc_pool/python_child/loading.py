@@ -24,7 +24,7 @@ from celery.app import trace
 from celery.app.utils import find_app
 from celery.local import Proxy
 
-from ..config import BOOTSTEPS
+from ..settings import BOOTSTEPS
 from ..wire.python import Boot
 from .codec import Recipe
 from .compat import block_joins, install_fixups

@@ -17,7 +17,7 @@ from celery.bootsteps import Step
 from kombu.utils.imports import symbol_by_name
 
 from .. import PACKAGE
-from ..config import BOOTSTEPS, REPLAYABLE
+from ..settings import BOOTSTEPS, REPLAYABLE
 from ..wire.python import Prelude
 from .compat import live_receivers
 
@@ -50,7 +50,7 @@ def note(
         hostname: the worker's node name.
         worker: Celery's worker, or None if it is not known.
         context: of the `celery worker` command; None if there is none.
-        chosen: what is to be done again: `config.REPLAYABLE`.
+        chosen: what is to be done again: `settings.REPLAYABLE`.
     """
     params: Mapping[str, Any] = {} if context is None else context.params
     preload = {option.name for option in app.user_options.get("preload", ())} & params.keys()

@@ -77,7 +77,7 @@ class SentSettings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 class Prelude(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a worker has done before its pool started, for a Python child to do again."""
 
-    #: What to do again: names of `config.REPLAYABLE`, in the order in which the worker did it.
+    #: What to do again: names of `settings.REPLAYABLE`, in the order in which the worker did it.
     order: list[str] = []
     #: Whose work that was, by the same names.
     receivers: dict[str, list[str]] = {}

@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from ..config import ChildSettings
+from ..settings import ChildSettings
 
 __all__ = ("describe", "external_tasks", "show", "size_of")
 

@@ -15,9 +15,9 @@ from celery.utils.functional import noop
 from celery.utils.log import get_logger
 from kombu.utils.uuid import uuid
 
-from ..config import PYTHON, ROOT
 from ..errors import CallError
 from ..python_child import codec
+from ..settings import PYTHON, ROOT
 from .jobs import Callbacks, Owner, PoolJob
 
 __all__ = ("CallJob",)

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from celery import Celery
 
-from ..config import ENVIRONMENT_VARIABLE, ROOT
+from ..settings import ENVIRONMENT_VARIABLE, ROOT
 
 __all__ = ("withheld",)
 

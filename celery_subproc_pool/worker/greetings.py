@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..config import ROOT
 from ..core.model import Child
+from ..settings import ROOT
 from ..wire.messages import Feature
 from ..wire.text import printable
 

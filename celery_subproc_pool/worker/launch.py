@@ -23,7 +23,11 @@ from celery.app.utils import find_app
 from celery.local import Proxy
 
 from .. import PACKAGE, __version__
-from ..config import (
+from ..core.model import Group
+from ..errors import ConfigError
+from ..python_child import configuration, replay
+from ..python_child.codec import recipe_of
+from ..settings import (
     CELERY_PREFIX,
     PYTHON,
     ROOT,
@@ -32,10 +36,6 @@ from ..config import (
     PythonSettings,
     with_limits,
 )
-from ..core.model import Group
-from ..errors import ConfigError
-from ..python_child import configuration, replay
-from ..python_child.codec import recipe_of
 from ..wire import messages, python
 from ..wire.python import Boot
 from .child_env import withheld

@@ -11,8 +11,8 @@ from typing import Any
 
 from celery import Celery, Task
 
-from ..config import CELERY_PREFIX, PYTHON, ROOT, PoolSettings
 from ..errors import ConfigError
+from ..settings import CELERY_PREFIX, PYTHON, ROOT, PoolSettings
 from .tasks import SubprocTask, run_in_child
 
 __all__ = ("Routes",)

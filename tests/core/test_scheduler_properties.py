@@ -17,7 +17,6 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from celery_subproc_pool.config import ChildSettings
 from celery_subproc_pool.core.actions import (
     Accept,
     Action,
@@ -34,6 +33,7 @@ from celery_subproc_pool.core.actions import (
 from celery_subproc_pool.core.model import Child, ChildState, Group, Job, JobState
 from celery_subproc_pool.core.outcomes import Answered, Faulted, Lost, SoftTimedOut
 from celery_subproc_pool.core.scheduler import Scheduler
+from celery_subproc_pool.settings import ChildSettings
 from celery_subproc_pool.wire.messages import Error, Log, Ok, Progress, Ready, Reply
 
 REQUEST = b"request"

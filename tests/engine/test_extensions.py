@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from celery_subproc_pool.config import ChildSettings
 from celery_subproc_pool.core import actions, model, outcomes
 from celery_subproc_pool.core.lifecycle import Children
 from celery_subproc_pool.core.limits import Alarm
+from celery_subproc_pool.settings import ChildSettings
 from celery_subproc_pool.wire import messages
 from celery_subproc_pool.wire.messages import CancelReason
 from celery_subproc_pool.worker.greetings import complaints

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from celery_subproc_pool.config import ChildSettings
 from celery_subproc_pool.core.actions import (
     Action,
     Finished,
@@ -25,6 +24,7 @@ from celery_subproc_pool.core.model import (
     Slot,
 )
 from celery_subproc_pool.core.scheduler import Scheduler
+from celery_subproc_pool.settings import ChildSettings
 from celery_subproc_pool.wire.messages import Ready
 
 STOP_TIMEOUT = 10.0
