@@ -1,8 +1,9 @@
-"""A Python child's own side: a fresh interpreter that runs the tasks of the worker's project.
+"""A Python child: a fresh interpreter that runs the tasks of the worker's project.
 
-It may import `wire`, `config`, `errors`, `serve` and Celery. It knows nothing of the worker. Where
-both ends must agree (`codec`, `configuration`, `replay`), the worker's end stands here too, and
-`worker` imports it.
+It may import `wire`, `settings`, `errors`, `serve` and Celery. It knows nothing of the worker. Some
+modules have two ends that must agree: `codec`, `calls`, `recipes`, `configuration` and `replay`.
+They have the worker's end too, and `worker` imports it.
 
-Read `main` first: the process from its first line to its exit. `loading` loads the project.
+Read `main` first: the process until it is ready. `loading` loads the project, `serving` runs jobs,
+and `exits` ends the process. `codec` and `calls` are what requests and replies hold.
 """

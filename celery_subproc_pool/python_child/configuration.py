@@ -1,9 +1,10 @@
-"""The worker's configuration on its way to a Python child: what importing the app may not bring.
+"""Takes the worker's configuration to a Python child.
 
-Layer: below `launch` and `loading`; imports Celery. Both ends stand here, the worker's and the
-child's, so that they agree. On prefork a process has the configuration that the worker had when it
-forked, whoever has set it: the app's module, a launcher, a receiver of `celeryd_init`. No value of
-a setting is ever put into the log: it may be a password.
+A prefork process has the configuration that the worker had at the fork, whatever has set it: the
+app's module, a launcher, a receiver of `celeryd_init`. Importing the app brings only a part of it.
+
+Both ends are here, the worker's and the child's, so that they agree. Never put the value of a
+setting into the log: it may be a password.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from ..wire.python import SentSettings
 
 __all__ = ("collect", "take_over")
 
-#: Celery's own notes among an app's settings.
-_NOTES = ("deprecated_settings",)
+#: What Celery keeps among an app's settings though it is none.
+_NO_SETTINGS = ("deprecated_settings",)
 
 _BY_IDENTITY: Any = object.__eq__
 
 
 def collect(app: Celery, homes: Iterable[str] = ()) -> SentSettings:
-    """Return what the configuration of `app` has that is no default of Celery's.
+    """Return the settings of `app` that are not defaults of Celery's.
 
     Arguments:
         app: the worker's app.
-        homes: directories that are this interpreter's own: a setting that names one stays what it
-            is in a child that has it.
+        homes: directories of this interpreter. A child that has a setting keeps its own value if
+            the worker's value names one of them.
     """
     places = [home.encode() for home in homes]
     values: dict[str, bytes] = {}
@@ -47,10 +48,10 @@ def collect(app: Celery, homes: Iterable[str] = ()) -> SentSettings:
 
 
 def take_over(app: Celery, sent: SentSettings) -> dict[str, str]:
-    """Set in the configuration of `app`, a child's, what differs from the worker's.
+    """Give `app`, a child's app, the settings that differ from the worker's.
 
     Returns:
-        Why it does without a setting, by the name of each such.
+        The reason for each setting that the child lacks, by the setting's name.
     """
     conf = app.conf
     lacking: dict[str, str] = {}
@@ -77,16 +78,16 @@ def _settings(app: Celery) -> Iterator[tuple[str, Any]]:
     names = {name for name in defaults if conf.value_set_for(name)}
     names.update(*map(_own_names, given))
     for name in sorted(names):
-        # What a module of settings imports for itself is none.
-        if name not in _NOTES and not isinstance(value := conf[name], ModuleType):
+        # A module of settings may import other modules. They are no settings.
+        if name not in _NO_SETTINGS and not isinstance(value := conf[name], ModuleType):
             yield name, value
 
 
 def _own_names(source: Mapping[Any, Any]) -> Iterator[str]:
-    """Yield the settings that stand in one source, Celery's and the project's own.
+    """Yield the names of the settings in one source, both Celery's and the project's own.
 
-    Of an object such as Django's settings, which has a thousand others, only Celery's count: they
-    are found by their names.
+    Yield nothing for an object such as Django's settings: most of its thousand names are not for
+    Celery. `_settings` looks up Celery's by their names.
     """
     if isinstance(source, DictAttribute):
         source = vars(source.obj) if isinstance(source.obj, ModuleType) else {}
@@ -96,10 +97,15 @@ def _own_names(source: Mapping[Any, Any]) -> Iterator[str]:
 
 
 def _is_same(own: Any, value: Any, data: bytes) -> bool:
-    """Return whether a child's `own` value of a setting is the worker's, `value`, pickled `data`.
+    """Return whether the child's `own` value of a setting equals the worker's.
 
-    Objects that compare by identity, a registry or a client of some service, are taken for the
-    same: each interpreter has made its own.
+    Objects that compare by identity, for example a client of some service, count as equal if they
+    have the same type: each interpreter has made its own.
+
+    Arguments:
+        own: the child's value.
+        value: the worker's value.
+        data: the worker's value, pickled.
     """
     if type(own) is type(value) and type(own).__eq__ is _BY_IDENTITY:
         return True
@@ -110,6 +116,6 @@ def _is_same(own: Any, value: Any, data: bytes) -> bool:
 
 
 def _kind(value: Any) -> str:
-    """Return what can be told of a value that can't be pickled, without showing it."""
+    """Return the name of a function or class, or of the type of any other value."""
     kind = value if callable(value) and hasattr(value, "__qualname__") else type(value)
     return f"{kind.__module__}.{kind.__qualname__}"

@@ -1,8 +1,9 @@
-"""Lets what a task has forked end on SIGTERM at once.
+"""Lets processes that a task has forked end on SIGTERM at once.
 
-In a Python child, as in prefork's, SIGTERM raises `SystemExit`. `multiprocessing` in a task ends
-its processes by SIGTERM, and waits for them. That wait has no end if the signal comes when a copy
-is about to wait for a lock: a handler in Python does not interrupt that.
+In a Python child, as in prefork's, SIGTERM raises `SystemExit`. A forked copy would inherit that
+handler. `multiprocessing` in a task ends its processes by SIGTERM and waits for them. The wait
+would never end if the signal came when a copy is about to wait for a lock: a handler in Python does
+not interrupt that wait.
 """
 
 from __future__ import annotations
@@ -15,20 +16,19 @@ from typing import Any
 
 __all__ = ("let_copies_end",)
 
-#: The signals that the thread which forks had blocked before.
+#: The signals that the forking thread had blocked before the fork.
 _blocked = threading.local()
 
 
 def let_copies_end() -> None:
-    """Have every copy that is forked from now on end on SIGTERM at once, as most processes do,
-    instead of what this one does on it now."""
+    """Give copies that are forked from now on the default action for SIGTERM."""
     handler = signal.getsignal(signal.SIGTERM)
     end = partial(_let_end, handler)
     os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=end)
 
 
 def _block() -> None:
-    # The copy may be sent one before it could ask for anything else.
+    # The copy may get the signal before it has changed the handler.
     _blocked.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
 
@@ -37,7 +37,7 @@ def _unblock() -> None:
 
 
 def _let_end(handler: Any) -> None:
-    # A handler that a task has set is its own affair.
+    # A task may have set another handler. That one stays.
     if signal.getsignal(signal.SIGTERM) == handler:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _unblock()

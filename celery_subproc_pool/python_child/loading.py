@@ -1,8 +1,7 @@
-"""How a fresh interpreter becomes a process of its worker's project, seen from the child.
+"""Loads the worker's project into a fresh interpreter, as `worker.launch` says in the boot line.
 
-Layer: above `messages`; imports Celery, so it is itself imported only when the search path is
-right. What prefork's `celery.concurrency.prefork.process_initializer` does for a forked process,
-this does for one that was not forked; `launch` is the worker's side of it.
+It does what `celery.concurrency.prefork.process_initializer` does for a forked process, and before
+that what a forked process inherits. It imports Celery: import it only when the search path is set.
 """
 
 from __future__ import annotations
@@ -26,35 +25,40 @@ from celery.local import Proxy
 
 from ..settings import BOOTSTEPS
 from ..wire.python import Boot
-from .codec import Recipe
 from .compat import block_joins, install_fixups
 from .configuration import take_over
 from .forks import let_copies_end
+from .recipes import make_task
 from .replay import Replay
 
 __all__ = ("load",)
 
 logger = logging.getLogger("celery_subproc_pool")
 
+#: Keeps the bootsteps alive: Celery holds the receivers that they connect weakly.
 _alive: list[Replay] = []
 
-#: As prefork: what a child resets of what it inherited, and what it leaves to the worker.
+#: The signals that a prefork process resets first (celery/concurrency/prefork.py:
+#: `WORKER_SIGRESET`).
 _RESET = ("SIGTERM", "SIGHUP", "SIGTTIN", "SIGTTOU", "SIGUSR1")
 
 
 def load(boot: Boot, slot: int, first: bool = False) -> Celery:
-    """Load the project, set up this process for it, and return the app.
+    """Load the project and set up this process for it.
 
     Arguments:
-        boot: what the worker says.
-        slot: this child's place among the Python children, from 0 on.
-        first: whether it is for this child to say what is odd about the project, once for all.
+        boot: the boot line.
+        slot: this child's place among the Python children, from 0.
+        first: whether this child logs what is odd about the project. One does, for all.
+
+    Returns:
+        The project's app.
 
     Raises:
         Exception: whatever importing the project raises.
     """
     _name_process(boot.hostname, slot)
-    # As prefork, which leaves it to the worker what a Ctrl-C means, and a remapped SIGTERM.
+    # As prefork: Ctrl-C and a remapped SIGTERM are for the worker.
     platforms.signals.reset(*_RESET)
     platforms.signals.ignore("SIGINT", *([TERM_SIGNAME] if REMAP_SIGTERM else []))
     app = _get_app(boot)
@@ -62,13 +66,12 @@ def load(boot: Boot, slot: int, first: bool = False) -> Celery:
     app.set_default()
     replay = Replay(app, boot.hostname, boot.prelude)
     _set_up(app, boot, replay, first)
-    # Celery holds receivers weakly: what bootsteps have connected must live.
     _alive.append(replay)
     for name, task in app.tasks.items():
         task.__trace__ = trace.build_tracer(name, task, app.loader, boot.hostname, app=app)
     signals.worker_process_init.send(sender=boot.hostname)
     _import_what_jobs_need(app, first)
-    # From here on, a signal that ends the process lets `finally` blocks of a task run.
+    # From here on, SIGTERM raises `SystemExit`, and a task's `finally` blocks run.
     reset_signals()
     let_copies_end()
     return app
@@ -81,8 +84,8 @@ def _set_up(app: Celery, boot: Boot, replay: Replay, first: bool) -> None:
         app.config_from_cmdline(list(boot.options), namespace="worker")
     if boot.include:
         app.conf.include = tuple(boot.include)
-    # Before more of the project is imported, which may read it; and again when all is done that may
-    # have set something else than the worker has.
+    # Now, because modules imported below may read settings; and again at the end, because what
+    # happens below may change them.
     take_over(app, boot.settings)
     block_joins()
     app.loader.init_worker()
@@ -100,7 +103,7 @@ def _set_up(app: Celery, boot: Boot, replay: Replay, first: bool) -> None:
 
 
 def _name_process(hostname: str, slot: int) -> None:
-    """Name this process for logs, and number it for ``%i`` in a log file's name."""
+    """Name this process for logs and `ps`, and number it for ``%i`` in a log file's name."""
     billiard = billiard_process.current_process()
     billiard.index = slot
     name = f"SubprocPoolWorker-{slot + 1}"
@@ -117,7 +120,7 @@ def _get_app(boot: Boot) -> Celery:
     if boot.app is None:
         raise LookupError("the worker did not say which app to load")
     app: Celery = find_app(boot.app)
-    # A project may have it made when it is first used.
+    # The project may make its app on first use.
     return app._get_current_object() if isinstance(app, Proxy) else app
 
 
@@ -130,7 +133,7 @@ def _pickled(data: bytes) -> Celery:
 def _load_main(boot: Boot) -> None:
     """Run the worker's ``__main__`` under another name, as `multiprocessing` does.
 
-    What stands under ``if __name__ == "__main__"`` does not run.
+    Code under ``if __name__ == "__main__"`` does not run.
     """
     name = "__mp_main__"
     module = types.ModuleType(name)
@@ -144,7 +147,7 @@ def _load_main(boot: Boot) -> None:
 
 
 def _complete(app: Celery, boot: Boot, warn: bool) -> None:
-    """Get the tasks that the worker has and that loading the app has not brought."""
+    """Make the tasks that the worker has and loading the app did not make."""
     for name in [name for name in boot.tasks if name not in app.tasks]:
         reason = _get_task(app, name, boot)
         if name not in app.tasks and warn:
@@ -158,7 +161,11 @@ def _complete(app: Celery, boot: Boot, warn: bool) -> None:
 
 
 def _get_task(app: Celery, name: str, boot: Boot) -> str:
-    """Import or make a task; return why it can't be, if it can't."""
+    """Import the task's module, or make the task from its recipe.
+
+    Returns:
+        Why that failed. It counts only if the app still lacks the task.
+    """
     reason = "importing the module does not define it"
     try:
         importlib.import_module(boot.tasks[name])
@@ -167,24 +174,20 @@ def _get_task(app: Celery, name: str, boot: Boot) -> str:
     if name in app.tasks or name not in boot.recipes:
         return reason
     try:
-        recipe: Recipe = pickle.loads(boot.recipes[name])
-        if recipe.options is None:
-            app.register_task(recipe.target())
-        else:
-            app.task(recipe.target, **recipe.options)
+        make_task(app, boot.recipes[name])
     except Exception as exc:
         reason = f"it can't be made anew: {exc!r}"
     return reason
 
 
 def _import_what_jobs_need(app: Celery, warn: bool) -> None:
-    """Import what prefork's worker has imported before it forks, and connect to nothing.
+    """Import what prefork's worker has imported before it forks. Connect to nothing.
 
-    Otherwise the first job does it, and a soft limit or a revoke in the midst of it may leave
-    modules half made.
+    Otherwise the first job would import it, and a soft limit or a revoke during the import may
+    leave modules half imported.
     """
     try:
-        # The modules are those of these attributes.
+        # Reading these attributes imports their modules.
         _ = app.backend, app.amqp, app.events
         app.connection_for_write().get_transport_cls()
     except Exception as exc:
@@ -205,7 +208,7 @@ def _complain(complaints: list[str], lacking: dict[str, str]) -> None:
 
 
 def _set_up_logging(app: Celery, hostname: str) -> None:
-    """Log as the worker does, which left in the environment how that is (celery/app/log.py)."""
+    """Log as the worker does. It left its options in the environment (celery/app/log.py)."""
     environ: Any = os.environ
     logfile = environ.get("CELERY_LOG_FILE") or None
     app.log.setup(

@@ -1,55 +1,43 @@
 """A Python child: a fresh interpreter that loads the worker's project and runs its tasks.
 
 Run as ``python -m celery_subproc_pool.python_child.main``. The first line of its stdin is a
-`wire.python.Boot`, every other a `wire.python.TaskRequest`.
+`wire.python.Boot`, every later one a `wire.python.TaskRequest`.
 
-Nothing of the project, and nothing of Celery, is imported before the wire is safe: from then on,
-descriptor 0 is empty and descriptor 1 is stderr, whatever user code does to them.
+The top of this module must not import the project, Celery or msgspec. First the wire is made safe:
+descriptor 0 is empty and descriptor 1 is stderr from then on, whatever the project does to them.
+Then the search path of the boot line counts.
 """
 
 from __future__ import annotations
 
-import atexit
 import json
-import logging
-import multiprocessing
 import os
-import signal
 import sys
-import threading
 import traceback
 from contextlib import suppress
-from types import FrameType
 from typing import Any, BinaryIO, NoReturn
 
 from ..serve import flush_prints, take_wire, write_all
+from .frames import is_ours
 
 __all__ = ("main",)
 
-#: As `supervisor.SLOT`, `child.STDOUT` and `child.STDERR`, which this does not import.
+#: As `engine.supervisor.SLOT` and `FIRST`, `engine.process.STDOUT` and `STDERR`: a child must not
+#: import the engine.
 _SLOT = "CELERY_SUBPROC_POOL_SLOT"
+_FIRST = "CELERY_SUBPROC_POOL_FIRST"
 _STDOUT = "CELERY_SUBPROC_POOL_STDOUT"
 _STDERR = "CELERY_SUBPROC_POOL_STDERR"
-#: As `supervisor.FIRST`.
-_FIRST = "CELERY_SUBPROC_POOL_FIRST"
-
-
-#: Seconds that a child's last words may take.
-LAST_WORDS = 0.5
 
 
 def main() -> NoReturn:
-    """Be a child, until stdin ends."""
+    """Boot, then serve jobs until stdin ends."""
     requests, replies = take_wire()
-    stdout, stderr = _workers(_STDOUT), _workers(_STDERR)
+    stdout, stderr = _inherited(_STDOUT), _inherited(_STDERR)
     try:
         boot = _read_boot(requests)
-        sys.path[:] = boot.path if boot.whole_path else _in_front(boot.path, sys.path)
-        sys.argv[:] = boot.argv
-        if boot.main_path is not None:
-            # Celery names the tasks of such a file as the worker does (celery/utils/imports.py).
-            os.environ["MP_MAIN_FILE"] = boot.main_path
-        from . import loading
+        _enter_project(boot)
+        from . import loading, serving
 
         first = os.environ.pop(_FIRST, None) is not None
         app = loading.load(boot, int(os.environ.get(_SLOT, "0")), first)
@@ -57,7 +45,7 @@ def main() -> NoReturn:
         _say(replies, status="fatal", message=_why(exc))
         sys.exit(1)
     _take_over(stdout, stderr)
-    child = _Child(app, boot.hostname, requests, replies, boot.exit_grace)
+    child = serving.Child(app, boot.hostname, requests, replies, boot.exit_grace)
     try:
         _say(replies, status="ready", protocol=1, pid=os.getpid())
     except BrokenPipeError:
@@ -66,23 +54,53 @@ def main() -> NoReturn:
     child.serve()
 
 
-def _workers(name: str) -> int | None:
-    """Return the descriptor of the worker's own stdout or stderr, to be ours once we have booted:
-    until then the worker reads what we write, to know why we could not."""
+def _inherited(name: str) -> int | None:
+    """Return the descriptor in the environment variable `name`: the worker's stdout or stderr.
+
+    The child writes there only after its boot. During the boot the worker reads what the child
+    writes, to know why a boot failed.
+    """
     descriptor = os.environ.pop(name, None)
     try:
         if descriptor is not None:
             os.set_inheritable(int(descriptor), False)
             return int(descriptor)
     except OSError:
-        # A wrapper has closed it: it stays with the worker's reading.
+        # A wrapper has closed it. The worker then goes on reading what the child writes.
         pass
     return None
 
 
+def _read_boot(requests: BinaryIO) -> Any:
+    line = requests.readline()
+    if not line:
+        # The worker is gone, or a person runs this by hand.
+        sys.exit(
+            "celery_subproc_pool.python_child.main: the pool starts this program and sends it jobs"
+            " on stdin"
+        )
+    from ..wire.python import decode_boot
+
+    return decode_boot(line)
+
+
+def _enter_project(boot: Any) -> None:
+    """Take over the worker's search path and command line."""
+    sys.path[:] = boot.path if boot.whole_path else _in_front(boot.path, sys.path)
+    sys.argv[:] = boot.argv
+    if boot.main_path is not None:
+        # With this, Celery names the tasks of such a file as in the worker
+        # (celery/utils/imports.py).
+        os.environ["MP_MAIN_FILE"] = boot.main_path
+
+
+def _in_front(first: list[str], then: list[str]) -> list[str]:
+    return [*first, *(entry for entry in then if entry not in first)]
+
+
 def _take_over(stdout: int | None, stderr: int | None) -> None:
-    """Let what we write go where it goes in the worker; all to its stderr if it has no stdout."""
-    # What the boot has printed stands with the boot's words.
+    """Write to the worker's streams from now on. Without its stdout, all goes to its stderr."""
+    # What the boot has printed belongs to the boot's output.
     flush_prints()
     if stdout is None:
         stdout = stderr
@@ -93,32 +111,16 @@ def _take_over(stdout: int | None, stderr: int | None) -> None:
         assert workers is not None
         os.close(workers)
     if sys.stdout is not None and os.isatty(1):
-        # Python took it for a pipe when it started.
+        # It was a pipe when Python started, so Python buffers it.
         with suppress(AttributeError, ValueError):
             sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
-def _read_boot(requests: BinaryIO) -> Any:
-    line = requests.readline()
-    if not line:
-        # The worker is gone, or a person tries it by hand.
-        sys.exit(
-            "celery_subproc_pool.python_child.main: started by the pool, it reads jobs from stdin"
-        )
-    from ..wire.python import decode_boot
-
-    return decode_boot(line)
-
-
-def _in_front(first: list[str], then: list[str]) -> list[str]:
-    return [*first, *(entry for entry in then if entry not in first)]
-
-
 def _why(exc: Exception) -> str:
-    """Return what went wrong: first in one line, then with all that Python has to say."""
+    """Return what went wrong: in one line, then with the traceback."""
     frames = exc.__traceback__
-    # The first frames are ours, and tell nothing of the project.
-    while frames is not None and frames.tb_frame.f_globals.get("__package__") == __package__:
+    # The first frames are ours. They say nothing about the project.
+    while frames is not None and is_ours(frames.tb_frame):
         frames = frames.tb_next
     text = "".join(traceback.format_exception(type(exc), exc, frames))
     summary = f"{type(exc).__name__}: {exc}".replace("\n", " ")
@@ -128,170 +130,6 @@ def _why(exc: Exception) -> str:
 
 def _say(descriptor: int, **fields: Any) -> None:
     write_all(descriptor, json.dumps(fields).encode() + b"\n")
-
-
-class _Child:
-    """Runs one job after the other.
-
-    Arguments:
-        app: the project's app.
-        hostname: the worker's node name.
-        requests: where requests come from.
-        replies: the descriptor for replies.
-        exit_grace: seconds that what is registered with `atexit` may take.
-    """
-
-    def __init__(
-        self, app: Any, hostname: str, requests: BinaryIO, replies: int, exit_grace: float
-    ) -> None:
-        # Not at the top of the module: see there. Not for each job either: it costs.
-        from celery.app.trace import fast_trace_task
-
-        from ..wire import python
-        from . import codec
-        from .soft_limits import SoftLimits
-
-        self._app = app
-        self._hostname = hostname
-        self._requests = requests
-        self._replies = replies
-        self._exit_grace = exit_grace
-        self._trace = fast_trace_task
-        self._limits = SoftLimits(fast_trace_task, codec.task_arguments, self._require)
-        self._codec = codec
-        self._decode = python.decode_request
-        self._working = False
-        self._pid = os.getpid()
-        signal.signal(signal.SIGUSR1, self._on_soft_limit)
-
-    def serve(self) -> NoReturn:
-        """Do jobs until stdin ends, or a job ends the process."""
-        status = 0
-        try:
-            self._serve()
-        except BrokenPipeError:
-            # The worker is gone, and nobody is left to answer.
-            pass
-        except SystemExit as exc:
-            status = _exit_status(exc)
-        except BaseException:
-            traceback.print_exc()
-            status = 1
-        finally:
-            self._exit(status)
-
-    def _serve(self) -> None:
-        encode_end = self._codec.encode_end
-        for line in self._requests:
-            request = self._decode(line)
-            self._limits.begin()
-            end = self._run(request)
-            if os.getpid() != self._pid:
-                # A task forked, and its copy of this process came back here.
-                os._exit(0)
-            flush_prints()
-            write_all(self._replies, encode_end(self._app, request.id, end))
-
-    def _run(self, request: Any) -> Any:
-        codec = self._codec
-        end = None
-        try:
-            self._working = True
-            try:
-                if request.payload.call is None:
-                    self._require(request.payload.task)
-                    end = codec.End(False, self._trace(*codec.task_arguments(request)))
-                else:
-                    end = codec.End(False, codec.call(request), returned=True)
-            finally:
-                self._working = False
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException:
-            # A soft limit that came when the trace had ended changes nothing any more.
-            if end is None:
-                return codec.End(True, codec.ExceptionInfo())
-        return end
-
-    def _require(self, name: str) -> None:
-        if name not in self._app.tasks:
-            from celery.exceptions import NotRegistered
-
-            raise NotRegistered(
-                f"{name}: the worker knows this task and its Python children do not. Define it in a"
-                " module that loading the app imports"
-            )
-
-    def _on_soft_limit(self, signum: int, frame: FrameType | None) -> None:
-        # One that comes between two jobs was meant for the one that just ended.
-        if self._working:
-            self._limits.reached(frame)
-
-    def _exit(self, status: int) -> NoReturn:
-        """End as a process of prefork does, whatever threads the tasks have left; but let agents
-        send first what they have queued."""
-        from celery import signals
-
-        try:
-            signals.worker_process_shutdown.send(
-                sender=self._hostname, pid=self._pid, exitcode=status
-            )
-            _run_exit_handlers(self._exit_grace, status)
-            flush_prints()
-        finally:
-            os._exit(status)
-
-
-def _run_exit_handlers(grace: float, status: int) -> None:
-    """Run what is to run when an interpreter ends, in its order: the ends of executors, for whose
-    processes `multiprocessing` would wait; then what is registered with `atexit`, that of agents
-    that queue, and at last, for it was the first, `logging.shutdown`.
-
-    If it is not done after `grace` seconds, exit.
-    """
-    timer = threading.Timer(grace, _leave, (grace, status))
-    timer.daemon = True
-    timer.start()
-    # What has a name of `threading`'s own also waits for threads, and those may never end.
-    for end in reversed(getattr(threading, "_threading_atexits", ())):
-        try:
-            end()
-        except Exception:
-            traceback.print_exc()
-    atexit._run_exitfuncs()
-    timer.cancel()
-
-
-def _leave(grace: float, status: int) -> None:
-    try:
-        teller = threading.Thread(target=_tell_overdue, args=(grace,), daemon=True)
-        teller.start()
-        # Logging may be what hangs.
-        teller.join(LAST_WORDS)
-        # They work for this process, unlike programs that it has started.
-        for process in multiprocessing.active_children():
-            process.terminate()
-    finally:
-        os._exit(status)
-
-
-def _tell_overdue(grace: float) -> None:
-    logging.getLogger("celery_subproc_pool").warning(
-        "Child with pid %d: what is registered with atexit is not done after %g s"
-        " (subproc_pool.python.exit_grace); the child ends without it",
-        os.getpid(),
-        grace,
-    )
-
-
-def _exit_status(exc: SystemExit) -> int:
-    """Return the exit status that Python would give."""
-    if exc.code is None:
-        return 0
-    if isinstance(exc.code, int):
-        return exc.code & 0xFF
-    print(exc.code, file=sys.stderr)
-    return 1
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What a worker does before prefork would fork, done again in a Python child: signals, bootsteps.
+"""Repeats in a Python child what the worker did before prefork would fork: signals, bootsteps.
 
-Layer: below `launch` and `loading`, above `compat`; imports Celery. On prefork, processes inherit
-what receivers of `celeryd_init` and the like have prepared, and what the worker's bootsteps have.
-Both ends stand here: what the worker notes, and what the child does with it.
+Prefork processes inherit what receivers of `celeryd_init` and similar signals have prepared, and
+what the worker's bootsteps have. Both ends are here: what the worker notes, and what the child does
+with it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from .compat import live_receivers
 
 __all__ = ("Replay", "note", "unseen")
 
-#: Whose receivers and bootsteps are no user's.
-_NOT_USERS = ("celery", "kombu", PACKAGE)
+#: Packages whose receivers and bootsteps are not the project's.
+_NOT_THE_PROJECTS = ("celery", "kombu", PACKAGE)
 
-#: What `celery worker` makes of these options is no option of the worker's.
+#: Options of `celery worker` that do not reach the worker.
 _OF_THE_COMMAND = ("app", "gid", "hostname", "uid")
 
-#: Of the worker, what can go into another process as it is.
+#: The types of a worker's attributes that can go into another process.
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -43,14 +43,14 @@ def note(
     context: click.Context | None,
     chosen: Collection[str],
 ) -> Prelude:
-    """Return what the children need in order to do again what the worker has done.
+    """Return what the children need to repeat what the worker has done.
 
     Arguments:
         app: the worker's app.
         hostname: the worker's node name.
         worker: Celery's worker, or None if it is not known.
-        context: of the `celery worker` command; None if there is none.
-        chosen: what is to be done again: `settings.REPLAYABLE`.
+        context: the context of the `celery worker` command, or None if there is none.
+        chosen: what to repeat: values of `settings.REPLAYABLE`.
     """
     params: Mapping[str, Any] = {} if context is None else context.params
     preload = {option.name for option in app.user_options.get("preload", ())} & params.keys()
@@ -67,11 +67,13 @@ def note(
 
 
 def unseen(app: Celery, hostname: str, worker: Any, chosen: Collection[str]) -> list[str]:
-    """Return whose work in the worker tasks will not see, each with when it is done.
+    """Return the receivers and bootsteps that only the worker runs, each with its signal.
+
+    Tasks do not see what these do.
 
     Arguments:
-        app, hostname, worker: as of `note`.
-        chosen: what children do again.
+        app, hostname, worker: as for `note`.
+        chosen: what children repeat: values of `settings.REPLAYABLE`.
     """
     return [
         f"{receiver} ({name})"
@@ -82,23 +84,23 @@ def unseen(app: Celery, hostname: str, worker: Any, chosen: Collection[str]) -> 
 
 
 def _names(app: Celery, name: str, hostname: str, worker: Any) -> set[str]:
-    """Return the names of the users' receivers of a signal, or bootsteps."""
+    """Return the names of the project's receivers of the signal `name`, or of its bootsteps."""
     if name == BOOTSTEPS:
         found: Iterable[Any] = _steps(app)
     else:
         found = live_receivers(
             getattr(signals, name), worker if name == "worker_init" else hostname
         )
-    return {_name(each) for each in found if not _is_ours(each)}
+    return {_name(each) for each in found if _is_the_projects(each)}
 
 
 def _steps(app: Celery) -> list[type[Step]]:
     found: list[type[Step]] = [symbol_by_name(step) for step in app.steps["worker"]]
-    return sorted((step for step in found if not _is_ours(step)), key=_name)
+    return sorted((step for step in found if _is_the_projects(step)), key=_name)
 
 
-def _is_ours(thing: Any) -> bool:
-    return str(getattr(thing, "__module__", "")).partition(".")[0] in _NOT_USERS
+def _is_the_projects(thing: Any) -> bool:
+    return str(getattr(thing, "__module__", "")).partition(".")[0] not in _NOT_THE_PROJECTS
 
 
 def _name(thing: Any) -> str:
@@ -118,7 +120,7 @@ def _pickled(values: Mapping[str, Any]) -> dict[str, bytes]:
         try:
             found[name] = pickle.dumps(value, protocol=4)
         except Exception:
-            # An option that only makes sense in the worker.
+            # The option makes sense only in the worker.
             continue
     return found
 
@@ -127,29 +129,29 @@ def _pickled(values: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 class WorkerStandIn:
-    """Stands for Celery's worker in a process that is none, with its options and plain attributes.
+    """Takes the place of Celery's worker in a child. It has the worker's plain attributes.
 
     Arguments:
         app: the child's app.
         hostname: the worker's node name.
-        facts: the worker's attributes.
+        facts: the worker's plain attributes.
     """
 
     def __init__(self, app: Celery, hostname: str, facts: Mapping[str, Any]) -> None:
         vars(self).update(facts)
         self.app = app
         self.hostname = hostname
-        #: The bootsteps. They live as long as this does: Celery holds receivers weakly.
+        #: The bootsteps. They must live: Celery holds the receivers that they connect weakly.
         self.steps: list[Any] = []
 
 
 class Replay:
-    """Does in a child what its worker has done.
+    """Repeats in a child what its worker has done.
 
     Arguments:
         app: the child's app.
         hostname: the worker's node name.
-        prelude: what the worker says.
+        prelude: what `note` returned in the worker.
     """
 
     def __init__(self, app: Celery, hostname: str, prelude: Prelude) -> None:
@@ -169,13 +171,13 @@ class Replay:
         }
 
     def through(self, *names: str) -> None:
-        """Do again those of `names` that are wanted, in the order in which the worker did."""
+        """Repeat those of `names` that the settings chose, in the worker's order."""
         for name in self._prelude.order:
             if name in names:
                 self._do[name]()
 
     def complaints(self) -> list[str]:
-        """Return what of it tasks will not see, in words for the log. Call it last."""
+        """Return texts for the log about what tasks will not see. Call this last."""
         return [*self._failures, *self._absent()]
 
     def _preload(self) -> None:
@@ -199,15 +201,15 @@ class Replay:
 
     def _send(self, name: str, sender: Any, **arguments: Any) -> None:
         for receiver, answer in getattr(signals, name).send(sender=sender, **arguments):
-            # Celery gives back what a receiver raises. It logs it too, but there is no log yet.
-            if isinstance(answer, Exception) and not _is_ours(receiver):
+            # Celery returns what a receiver raises. It also logs that, but logging is not set up.
+            if isinstance(answer, Exception) and _is_the_projects(receiver):
                 self._failures.append(
                     f"{_name(receiver)} ({name}) fails in the Python children, so that tasks do not"
                     f" see what it does: {answer!r}"
                 )
 
     def _construct(self) -> None:
-        """Construct the users' bootsteps, and neither create nor start what they are for."""
+        """Construct the project's bootsteps. Don't call their `create` or `start`."""
         options = dict(_unpickled(self._prelude.step_options))
         for step in _steps(self._app):
             try:
@@ -235,5 +237,5 @@ def _unpickled(values: Mapping[str, bytes]) -> Iterator[tuple[str, Any]]:
         try:
             yield name, pickle.loads(data)
         except Exception:
-            # Another interpreter lacks a class.
+            # The child's interpreter lacks a class.
             continue

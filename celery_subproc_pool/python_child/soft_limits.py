@@ -1,8 +1,8 @@
-"""When a Python child raises a soft limit: in the task's own code, and nowhere else.
+"""Raises a soft limit in the task's own code, and nowhere else.
 
-Layer: above `compat`; imports Celery. The signal may hit while Celery loads a result backend or
-stores a result: an exception there would leave a module half made, for all jobs to come, or take a
-result from a task that has ended. Prefork has all that loaded before it forks.
+The signal may come while Celery loads a result backend or stores a result. An exception there would
+leave a module half imported for all later jobs, or lose the result of a task that has ended.
+Prefork has loaded all that before it forks.
 """
 
 from __future__ import annotations
@@ -17,49 +17,52 @@ from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
 
-from .. import PACKAGE
 from .compat import is_at_body, is_trace
+from .frames import is_ours
 
 __all__ = ("SoftLimits",)
 
-#: Seconds until it is looked again whether the task's own code runs.
+#: Seconds until the next look at whether the task's own code runs.
 PAUSE = 0.02
 
 
 class SoftLimits:
-    """Raises `SoftTimeLimitExceeded` out of a signal handler, now or when it may.
-
-    Arguments:
-        before: functions that run for each job before its tracer does: no code of the task's.
+    """Raises `SoftTimeLimitExceeded` in a signal handler, at once or as soon as that is allowed.
 
     Must be made in the main thread.
+
+    Arguments:
+        before: functions that run for each job before its tracer. They are not the task's code.
     """
 
     def __init__(self, *before: Callable[..., Any]) -> None:
-        # In their place, agents may have put something that is no function.
+        # Agents may have replaced one by an object that is no function.
         self._before = frozenset(getattr(function, "__code__", None) for function in before)
         self._main = threading.get_ident()
-        #: Counts jobs, so that a limit is never another job's.
+        #: The number of the current job, so that a limit never hits another job.
         self._job = 0
-        #: Whose limit the next signal is about, if it is one of ours.
+        #: The number of the job whose limit was deferred, if we have sent the next signal.
         self._again: int | None = None
 
     def begin(self) -> None:
-        """The next job begins."""
+        """Note that the next job begins."""
         self._job += 1
 
     def reached(self, frame: FrameType | None) -> None:
-        """The limit of this job was over when `frame` ran. Called by a signal handler.
+        """Raise the limit of the current job, or try again later. Called by a signal handler.
+
+        Arguments:
+            frame: what the signal has interrupted.
 
         Raises:
-            SoftTimeLimitExceeded: `frame` belongs to the task's own code.
+            SoftTimeLimitExceeded: the task's own code was interrupted.
         """
         job, self._again = self._again, None
         if job is not None and job != self._job:
             return
         if self._may_interrupt(frame):
             raise SoftTimeLimitExceeded()
-        # Not a `threading.Thread`: it takes locks that the interrupted code may hold.
+        # Not a `threading.Thread`: that takes locks, and the interrupted code may hold them.
         _thread.start_new_thread(self._remind, (self._job,))
 
     def _remind(self, job: int) -> None:
@@ -72,17 +75,12 @@ class SoftLimits:
         innermost, tracer = frame, None
         while frame is not None:
             if is_trace(frame.f_code):
-                # The outermost counts: a task may trace others.
+                # The outermost tracer counts: a task may trace other tasks.
                 tracer = frame
             elif tracer is None and frame.f_code in self._before:
                 return False
             frame = frame.f_back
         if tracer is not None:
             return is_at_body(tracer)
-        # It is about to be traced, or a job that is none of a task's.
-        return innermost is None or _root_of(innermost) != PACKAGE
-
-
-def _root_of(frame: FrameType) -> str:
-    """Return the top-level package of the code that runs in `frame`."""
-    return str(frame.f_globals.get("__package__")).partition(".")[0]
+        # No tracer yet, or the job is a call of a callable that is not a task.
+        return innermost is None or not is_ours(innermost)

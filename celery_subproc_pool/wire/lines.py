@@ -1,7 +1,4 @@
-"""Cuts what a child writes into lines: its stdout, and its stderr. Performs no I/O.
-
-Layer: above `printing`. Pure.
-"""
+"""Cuts a child's stdout and stderr into lines. Performs no I/O."""
 
 from __future__ import annotations
 
@@ -11,15 +8,15 @@ from .text import QUOTED_BYTES, printable, quote
 
 __all__ = ("LineBuffer", "StderrLines")
 
-#: Bytes of a line of stderr that are kept; a longer line is cut into pieces of this size.
+#: The longest line of stderr, in bytes. A longer one is cut into pieces of this size.
 LINE_BYTES = 8192
 
-#: Lines that are kept for error messages.
+#: The number of last lines of stderr that are kept for error messages.
 TAIL_LINES = 5
 
 
 class LineBuffer:
-    """Cuts a stream of bytes into lines, holding no more than `max_bytes` of an open one.
+    """Cuts a stream of bytes into lines, and keeps at most `max_bytes` of an unfinished one.
 
     Arguments:
         max_bytes: the longest line allowed, in bytes, without its newline.
@@ -29,17 +26,17 @@ class LineBuffer:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        #: The start of a line that grew too long, or None. Nothing is kept after it.
+        #: The start of a line that was too long, or None. Everything after it is dropped.
         self.overlong: bytes | None = None
         self._open: list[bytes] = []
         self._open_bytes = 0
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take in `data`.
+        """Add `data`.
 
         Returns:
-            The lines that it completes, without their newlines. Once a line is longer than
-            `max_bytes`, `overlong` is set and neither that line nor a later one is returned.
+            The lines that `data` completes, without their newlines. Once a line is longer than
+            `max_bytes`, `overlong` is set, and neither that line nor a later one is returned.
         """
         if self.overlong is not None:
             return []
@@ -61,18 +58,17 @@ class LineBuffer:
 
     @property
     def has_open(self) -> bool:
-        """Whether something has come of an unfinished line."""
+        """Whether there is an unfinished line."""
         return bool(self._open)
 
     def quote_open(self) -> str:
-        """Return the start of an unfinished line as text that is safe to log; empty if there is
-        none."""
-        # No piece is empty.
+        """Return the start of the unfinished line, safe to log; empty if there is none."""
+        # No piece is empty, so this many pieces have enough bytes.
         start = b"".join(self._open[:QUOTED_BYTES])
         return quote(start, self._open_bytes) if start else ""
 
     def take_open(self) -> bytes:
-        """Return what has come of an unfinished line, and forget it."""
+        """Return the unfinished line, and forget it."""
         rest = b"".join(self._open)
         self._open.clear()
         self._open_bytes = 0
@@ -85,7 +81,7 @@ class LineBuffer:
 
 
 class StderrLines:
-    """Cuts a child's stderr into lines and keeps the last of them."""
+    """Cuts a child's stderr into lines, and keeps the last `TAIL_LINES`."""
 
     __slots__ = ("_open", "tail")
 
@@ -95,7 +91,11 @@ class StderrLines:
         self._open = b""
 
     def feed(self, data: bytes) -> list[str]:
-        """Take in `data`; empty means the end. Return the lines that it completes."""
+        """Add `data`; empty bytes mean the end.
+
+        Returns:
+            The lines that `data` completes, safe to log.
+        """
         pieces = (self._open + data).split(b"\n")
         self._open = pieces.pop()
         while len(self._open) >= LINE_BYTES:

@@ -1,4 +1,11 @@
-"""What only Python children say and hear: how to boot, Celery's task messages, how traces end."""
+"""The messages that only Python children use: the boot line, Celery's task messages, their ends.
+
+They are private: the worker and its Python children have the same release of this package. A Python
+child reads one `Boot`, says that it is ready as any child with a handshake does, then reads a
+`TaskRequest` and writes a `Traced` or a `Returned` for each job.
+
+Fields of type bytes hold pickles. Only the worker writes them.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +13,15 @@ from typing import Any
 
 import msgspec
 
-from .messages import Reply, decode_line
+from .json_lines import decode_line
+from .messages import Reply
 
 __all__ = (
     "Boot",
+    "Prelude",
     "Raised",
     "Returned",
+    "SentSettings",
     "TaskMessage",
     "TaskRequest",
     "Traced",
@@ -21,123 +31,103 @@ __all__ = (
 )
 
 
-class Raised(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a task in a Python child raised, in the words of Celery's JSON results."""
-
-    #: The name of its class, and the module that the class is from.
-    type: str
-    module: str | None = None
-    #: Its arguments, as far as JSON can hold them.
-    args: Any = ()
-    #: The traceback as text, with the exception's own line.
-    traceback: str = ""
-    #: Whether Celery's tracer raised it, or made it of what the task raised.
-    internal: bool = False
-    #: Of a `celery.exceptions.Retry`: what the task had raised, or why it is retried, and when.
-    cause: Raised | str | None = None
-    message: str | None = None
-    when: Any = None
-    #: Of a `celery.exceptions.Reject`.
-    requeue: bool = False
-
-
-class Traced(Reply, tag="traced", frozen=True, kw_only=True, omit_defaults=True):
-    """How a Python child's own trace of the task ended."""
-
-    #: The result's repr, if the task succeeded.
-    result: str | None = None
-    #: Seconds that the task took, if the tracer told.
-    runtime: float | None = None
-    #: What became of it otherwise.
-    raised: Raised | None = None
-    #: Whether the tracer itself failed, and has stored nothing.
-    escaped: bool = False
-
-
-class Returned(Reply, tag="returned", frozen=True, kw_only=True, omit_defaults=True):
-    """What a callable that is no task has returned, in a Python child."""
-
-    #: As JSON holds it exactly, but for tuples, which become lists.
-    value: Any = None
-    #: Otherwise its repr.
-    words: str | None = None
+# -- the boot: the first line that a Python child reads
 
 
 class SentSettings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a worker's configuration has beside Celery's defaults."""
+    """The worker's configuration, without what is a default of Celery's.
 
-    #: The pickled value of each setting.
+    `python_child.configuration` writes and reads it.
+    """
+
+    #: Pickled values, by the names of their settings.
     values: dict[str, bytes] = {}
-    #: Settings that can't be pickled, with what they are: the name of a type or a function.
+    #: What each setting that can't be pickled is: the name of a type or a function.
     unsendable: dict[str, str] = {}
-    #: Settings that name a place of the worker's own interpreter, for a child that has another one.
+    #: Settings in `values` that name a directory of the worker's interpreter. A child with another
+    #: interpreter keeps its own value of these.
     at_home: list[str] = []
 
 
 class Prelude(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a worker has done before its pool started, for a Python child to do again."""
+    """What the worker did before its pool started, for a Python child to repeat.
 
-    #: What to do again: names of `settings.REPLAYABLE`, in the order in which the worker did it.
+    `python_child.replay` writes and reads it.
+    """
+
+    #: What to repeat: values of `settings.REPLAYABLE`, in the order in which the worker did it.
     order: list[str] = []
-    #: Whose work that was, by the same names.
+    #: The names of the receivers or bootsteps that did it, by the values in `order`.
     receivers: dict[str, list[str]] = {}
-    #: The project's own options of the command line (`app.user_options["preload"]`), pickled.
+    #: The project's own options of the command line (`app.user_options["preload"]`).
     preload: dict[str, bytes] = {}
-    #: The options that the worker was made with, and those that its bootsteps were: pickled.
+    #: The options that the worker was made with.
     options: dict[str, bytes] = {}
+    #: The options that the worker's bootsteps were made with.
     step_options: dict[str, bytes] = {}
-    #: Plain attributes of the worker, pickled.
+    #: Plain attributes of the worker.
     worker: dict[str, bytes] = {}
 
 
 class Boot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The first line that a Python child gets: how to become a process of its worker's project."""
+    """How a fresh interpreter becomes a process of the worker's project.
+
+    `worker.launch` writes it, `python_child.main` and `python_child.loading` do what it says.
+    """
 
     #: The worker's node name.
     hostname: str
-    #: The app as ``-A`` takes it, or pickled if it can't be imported from anywhere.
+    #: The app as ``-A`` takes it; or pickled, if no module has it.
     app: str | None = None
     pickled_app: bytes | None = None
     #: The worker's configuration.
     settings: SentSettings = SentSettings()
-    #: What to do again of what the worker did.
+    #: What to repeat of what the worker did.
     prelude: Prelude = Prelude()
-    #: What the worker's interpreter runs as ``__main__``, if the app is from there: the name of a
-    #: module, or else the path of a file.
+    #: What the worker's interpreter runs as ``__main__``, if the app is defined there: the name of
+    #: a module, or the path of a file.
     main_module: str | None = None
     main_path: str | None = None
-    #: Where to look for modules: all of ``sys.path``, or what is to stand before the child's own.
+    #: Where to look for modules: all of ``sys.path``; or, unless `whole_path`, what to put before
+    #: the child's own.
     path: list[str] = []
     whole_path: bool = True
     #: The worker's command line.
     argv: list[str] = []
-    #: Configuration given there as ``name=value``.
+    #: Configuration given on the command line as ``name=value``.
     options: list[str] = []
     #: Modules to import, of ``include`` and ``--include``.
     include: list[str] = []
-    #: The modules in which the worker's tasks are defined, by the tasks' names.
+    #: The module that defines each of the worker's tasks, by the tasks' names.
     tasks: dict[str, str] = {}
-    #: How to make a task that no import makes: pickled `messages.Recipe`, by name.
+    #: How to make a task that no import makes (`python_child.recipes`), by the tasks' names.
     recipes: dict[str, bytes] = {}
-    #: Seconds that what is registered with `atexit` may take when the child goes.
+    #: Seconds that functions registered with `atexit` may take when the child exits.
     exit_grace: float = 5.0
 
 
-class TaskMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The payload for a Python child: Celery's task message, still to be deserialized."""
+# -- requests
 
+
+class TaskMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The payload for a Python child: Celery's task message before it is deserialized; or a call.
+
+    It has one of three forms: `request` with `body` or `raw`; `pickled`; `call`.
+    """
+
+    #: The name of the task, or of the callable.
     task: str
     content_type: str | None = None
     content_encoding: str | None = None
-    #: Headers and delivery info.
+    #: The message's headers and delivery info.
     request: dict[str, Any] | None = None
-    #: The body: as text, or bytes that are no text.
+    #: The message's body as text.
     body: str | None = None
+    #: The message's body, if it is not text. This is the message's own bytes, not a pickle.
     raw: bytes | None = None
-    #: Instead of `request` and `body`, if JSON would change them: both, pickled.
+    #: `request` and the body, if JSON would change them.
     pickled: bytes | None = None
-    #: Instead of a message: a callable that is no task, whose name is `task`, and its positional
-    #: and keyword arguments, pickled.
+    #: A callable that is not a task, its positional and its keyword arguments.
     call: bytes | None = None
 
 
@@ -148,15 +138,57 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True):
     payload: TaskMessage
 
 
+# -- replies
+
+
+class Raised(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An exception from a Python child, in the terms of Celery's JSON results."""
+
+    #: The name of its class, and the class's module.
+    type: str
+    module: str | None = None
+    #: Its arguments, as far as JSON can hold them.
+    args: Any = ()
+    #: The traceback as text, with the exception's own line.
+    traceback: str = ""
+    #: Whether Celery's tracer raised it, or made it of the task's exception.
+    internal: bool = False
+    #: For a `celery.exceptions.Retry`: the task's exception, or the reason as text.
+    cause: Raised | str | None = None
+    #: For a `Retry`: its message, and when to try again.
+    message: str | None = None
+    when: Any = None
+    #: For a `celery.exceptions.Reject`.
+    requeue: bool = False
+
+
+class Traced(Reply, tag="traced", frozen=True, kw_only=True, omit_defaults=True):
+    """How a Python child's own trace of a task ended; or the exception that a call raised."""
+
+    #: The repr of the result, if the task succeeded.
+    result: str | None = None
+    #: Seconds that the task took, if the tracer told.
+    runtime: float | None = None
+    #: The exception, if it did not succeed.
+    raised: Raised | None = None
+    #: Whether the tracer itself failed, and has stored nothing; or a call raised.
+    escaped: bool = False
+
+
+class Returned(Reply, tag="returned", frozen=True, kw_only=True, omit_defaults=True):
+    """What a callable that is not a task returned in a Python child."""
+
+    #: The value, if JSON holds it exactly. Tuples count: they become lists.
+    value: Any = None
+    #: Otherwise the repr of the value.
+    words: str | None = None
+
+
+# -- decoding
+
 _boots: msgspec.json.Decoder[Boot] = msgspec.json.Decoder(Boot)
 _requests: msgspec.json.Decoder[TaskRequest] = msgspec.json.Decoder(TaskRequest)
 _traced: msgspec.json.Decoder[Traced | Returned] = msgspec.json.Decoder(Traced | Returned)
-
-
-def decode_traced(line: bytes) -> Traced | Returned:
-    """Decode one line of a Python child's stdout: how a trace ended, or what a callable has
-    returned. As `decode_reply`."""
-    return decode_line(_traced, line)
 
 
 def decode_boot(line: bytes) -> Boot:
@@ -165,5 +197,14 @@ def decode_boot(line: bytes) -> Boot:
 
 
 def decode_request(line: bytes) -> TaskRequest:
-    """Decode every other line that a Python child reads."""
+    """Decode any later line that a Python child reads."""
     return _requests.decode(line)
+
+
+def decode_traced(line: bytes) -> Traced | Returned:
+    """Decode one line that a Python child wrote after its boot.
+
+    Raises:
+        ProtocolFault: the line is no such message. The text says why and quotes its start.
+    """
+    return decode_line(_traced, line)

@@ -16,7 +16,7 @@ from celery.utils.log import get_logger
 from kombu.utils.uuid import uuid
 
 from ..errors import CallError
-from ..python_child import codec
+from ..python_child.calls import encode_call, name_of
 from ..settings import PYTHON, ROOT
 from .jobs import Callbacks, Owner, PoolJob
 
@@ -45,7 +45,7 @@ class CallJob(PoolJob):
         target: Callable[..., Any],
         asked: Sequence[Callable[..., None] | None],
     ) -> None:
-        name, own_id = codec.name_of(target), uuid()
+        name, own_id = name_of(target), uuid()
         callbacks = Callbacks._make(callback or noop for callback in asked)
         if callbacks.error_callback is noop:
             callbacks = callbacks._replace(error_callback=partial(_log, f"{name}[{own_id}]"))
@@ -71,7 +71,7 @@ class CallJob(PoolJob):
                 f" children, since its external ones take all tasks. Name in {ROOT}.children.<name>"
                 ".tasks what each group is to take, and leave the task in question out"
             )
-        self.request = codec.encode_call(self.task_id, self._target, args, kwargs)
+        self.request = encode_call(self.task_id, self._target, args, kwargs)
 
 
 def _log(title: str, einfo: ExceptionInfo) -> None:

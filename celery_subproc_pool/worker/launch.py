@@ -26,7 +26,7 @@ from .. import PACKAGE, __version__
 from ..core.model import Group
 from ..errors import ConfigError
 from ..python_child import configuration, replay
-from ..python_child.codec import recipe_of
+from ..python_child.recipes import recipe_of
 from ..settings import (
     CELERY_PREFIX,
     PYTHON,

@@ -11,41 +11,20 @@ from typing import Any
 
 import pytest
 from billiard.einfo import ExceptionInfo
-from celery import Celery, Task
+from celery import Celery
 from celery.exceptions import Ignore, Reject, Retry
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_subproc_pool.errors import CallError
 from celery_subproc_pool.python_child.codec import (
     End,
-    call,
     decode_end,
-    encode_call,
     encode_end,
     encode_task,
-    name_of,
-    recipe_of,
     task_arguments,
 )
 from celery_subproc_pool.wire.python import Returned, Traced, decode_request, decode_traced
-
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=10,
-)
-OTHERS = (
-    st.datetimes()
-    | st.decimals(allow_nan=False)
-    | st.binary()
-    | st.uuids()
-    | st.sets(st.integers())
-    | st.text(st.characters(categories=["Cs"]), min_size=1)
-    | st.dictionaries(st.integers(), st.text(), min_size=1)
-)
+from tests.support.strategies import JSON, OTHERS, unhurried
 
 
 @pytest.fixture(scope="module")
@@ -230,105 +209,5 @@ def test_what_is_no_exception_is_not_made(app: Celery) -> None:
     assert "Expected an exception class" in str(decode_end(app, reply).result[1].exception)
 
 
-# -- callables that are no tasks
-
-
-def collect(*args: Any, **kwargs: Any) -> Any:
-    return args, kwargs
-
-
-def called(target: Any, *args: Any, **kwargs: Any) -> Any:
-    line = encode_call("the id", target, args, kwargs)
-    assert line.count(b"\n") == 1
-    return call(decode_request(line[:-1]))
-
-
-@unhurried
-@given(values=st.lists(JSON | OTHERS, max_size=3))
-def test_a_callable_gets_its_arguments_as_they_are(values: list[Any]) -> None:
-    assert called(collect, *values, more=values) == (tuple(values), {"more": values})
-
-
-def test_a_callable_that_cannot_be_pickled_is_blamed() -> None:
-    for arguments, words in (
-        ((lambda: None,), "as the callable can't be pickled"),
-        ((collect, 1, (lambda: None)), r"as args\[1\] can't be pickled"),
-    ):
-        with pytest.raises(CallError, match=words):
-            called(*arguments)
-    with pytest.raises(CallError, match=r"as kwargs\['key'\] can't be pickled"):
-        called(collect, key=lambda: None)
-
-
-class OnlyOnce:
-    """Of all times that it is pickled, fails the first."""
-
-    def __init__(self) -> None:
-        self.times = 0
-
-    def __reduce__(self) -> Any:
-        self.times += 1
-        if self.times == 1:
-            raise ValueError("not now")
-        return OnlyOnce, ()
-
-
-def test_what_is_hard_to_blame_is_an_error_too() -> None:
-    with pytest.raises(CallError, match="as all of it together can't be pickled: ValueError: not"):
-        called(collect, OnlyOnce())
-
-
-def test_names_of_callables_are_one_line_of_ascii() -> None:
-    assert name_of(collect) == f"{__name__}.collect"
-    assert name_of([].append) == "None.list.append"
-    assert name_of(None) == "builtins.NoneType"
-    odd = type("Odd\n\x1b", (), {"__module__": "ü"})()
-    assert name_of(odd) == "\\xfc.Odd\\n\\x1b"
-
-
-@unhurried
-@given(value=JSON)
-def test_what_json_holds_is_returned_as_it_is(app: Celery, value: Any) -> None:
-    if value not in (float("inf"), float("-inf")) and "inf" not in repr(value):
-        assert end_of(app, End(False, value, returned=True)) == End(False, value, returned=True)
-
-
-@unhurried
-@given(value=OTHERS)
-def test_anything_else_is_returned_as_words(app: Celery, value: Any) -> None:
-    found = end_of(app, End(False, value, returned=True)).result
-    assert found == repr(value).encode("utf-8", "backslashreplace").decode()
-
-
-def test_a_tuple_is_returned_as_a_list(app: Celery) -> None:
-    assert end_of(app, End(False, (1, (2,)), returned=True)).result == [1, [2]]
-
-
-def test_what_is_too_long_for_a_line_is_returned_as_the_start_of_its_words(app: Celery) -> None:
-    line = encode_end(app, "the id", End(False, "x" * 2**25, returned=True))
-    assert len(line) < 2**21
-    circle: list[Any] = []
-    circle.append(circle)
-    assert end_of(app, End(False, circle, returned=True)).result == "[[...]]"
-
-
-# -- recipes
-
-
-def test_only_what_can_be_made_anew_has_a_recipe(app: Celery) -> None:
-    from tests.support import embedded_tasks
-
-    app.task(embedded_tasks.plain, name="recipes.plain", bind=True)
-    app.register_task(embedded_tasks.PlainClass())
-
-    @app.task(name="recipes.closure")
-    def closure() -> None: ...
-
-    class Local(Task):
-        name = "recipes.local"
-
-    app.register_task(Local())
-    app.finalize()
-    with_recipe = {name for name, task in app.tasks.items() if recipe_of(task) is not None}
-    assert {"recipes.plain", "plain.class"} <= with_recipe
-    assert not {"recipes.closure", "recipes.local"} & with_recipe
+def test_what_a_callable_returned_is_no_success_of_a_task(app: Celery) -> None:
+    assert end_of(app, End(False, [1, "two"], returned=True)) == End(False, [1, "two"], True)

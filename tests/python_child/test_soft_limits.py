@@ -18,7 +18,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
 from celery.app.trace import build_tracer
 
-from celery_subproc_pool.python_child.compat import _lines_of_body, is_at_body, is_trace
+from celery_subproc_pool.python_child.compat import body_lines, is_at_body, is_trace
 from celery_subproc_pool.python_child.soft_limits import SoftLimits
 from tests.support.basics import DEADLINE, wait_for
 from tests.support.worker import Project
@@ -239,7 +239,7 @@ def test_the_tracers_body_is_found_in_this_version_of_celery() -> None:
     tracer("id", (), {})
     assert lines
     assert not is_trace(build_tracer.__code__)
-    calls = _lines_of_body(tracer.__code__)
+    calls = body_lines(tracer.__code__)
     assert {*lines} <= calls
     # The hook before the body, which is asked for and called; and nothing else.
     assert max(calls) - min(calls) < 6

@@ -8,14 +8,12 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_subproc_pool.wire.lines import LINE_BYTES, TAIL_LINES, LineBuffer, StderrLines
 from celery_subproc_pool.wire.text import QUOTED_BYTES, quote
-
-#: How fast the machine is must not matter.
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+from tests.support.strategies import unhurried
 
 MAX = 32
 

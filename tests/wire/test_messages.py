@@ -13,7 +13,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from celery_subproc_pool.errors import ChildTaskError, ProtocolFault, RequestEncodeError
@@ -32,11 +32,9 @@ from celery_subproc_pool.wire.messages import (
 )
 from celery_subproc_pool.wire.text import QUOTED_BYTES, quote
 from celery_subproc_pool.worker.outcome import protocol_fault
+from tests.support.strategies import unhurried
 
 HUNDRED_YEARS = 100 * 365 * 86400
-
-#: How fast the machine is must not matter.
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 # -- replies
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_subproc_pool.wire.text import printable, quote, visible
-
-#: How fast the machine is must not matter.
-unhurried = settings(deadline=None)
+from tests.support.strategies import unhurried
 
 
 @unhurried
