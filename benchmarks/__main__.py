@@ -13,15 +13,15 @@ from .scenarios import Plan, run
 
 @click.command()
 @click.option("--rounds", default=5, show_default=True, help="How often everything is measured.")
-@click.option("--only", default="", help="Scenarios whose names begin so.")
-@click.option("--quick", is_flag=True, help="A few tasks, few children: to see that it runs.")
+@click.option("--only", default="", help="The beginning of scenarios' names.")
+@click.option("--quick", is_flag=True, help="A few tasks and children, to see that it runs.")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, exists=True, path_type=Path),
     help="A folder for the report as JSON and its plots.",
 )
 def main(rounds: int, only: str, quick: bool, out: Path | None) -> None:
-    """Measure this pool beside prefork and beside what people do without it.
+    """Compare this pool with prefork, and with what people do without it.
 
     Needs RabbitMQ (guest/guest) and Redis on 127.0.0.1, and perl.
     """

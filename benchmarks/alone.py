@@ -1,8 +1,8 @@
-"""The pool with no worker around it: what it costs by itself.
+"""Measures the pool alone, without a worker around it.
 
-Use: ``python -m benchmarks.alone SETUP SIZE COUNT``, which prints the microseconds of CPU that this
-process took for a job. Celery's requests are handed over as its consumer does, but they were made
-before, and what they are told is only counted. A loop of kombu's turns the engine.
+Use: ``python -m benchmarks.alone SETUP SIZE COUNT``. It prints the microseconds of CPU that this
+process took for a job. Celery's requests reach the pool as from Celery's consumer. They are made
+before the clock starts, and their callbacks only count. A loop of kombu's runs the engine.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from celery_subproc_pool.worker.pool import Pool
 
 from .setups import SETUPS, VARIABLE
 
-#: Jobs before the clock runs: children boot during the first.
+#: Jobs before the clock starts. Children boot during the first ones.
 WARM_UP = 200
 
 
 class Counted(Request):  # type: ignore[misc]
-    """A request that only counts what it is told."""
+    """A request that only counts its successes."""
 
     done = 0
 
@@ -39,11 +39,11 @@ class Counted(Request):  # type: ignore[misc]
         """Do nothing."""
 
     def on_success(self, failed__retval__runtime: Any, **_: Any) -> None:
-        """Count it."""
+        """Count the job."""
         Counted.done += 1
 
     def on_failure(self, exc_info: Any, **_: Any) -> None:
-        """End all of it: nothing was to fail."""
+        """Exit: no job may fail."""
         sys.exit(f"a job failed: {exc_info}")
 
 
@@ -63,11 +63,11 @@ def _request(app: Celery, name: str) -> Request:
 
 
 def _run(pool: Pool, semaphore: LaxBoundedSemaphore, loop: Any, requests: list[Request]) -> float:
-    """Have `requests` done, and return the CPU seconds of this process."""
+    """Run `requests`, and return the CPU seconds that this process took."""
     end = Counted.done + len(requests)
     before = time.process_time()
     for request in requests:
-        # As the consumer: what finds no free slot waits here.
+        # As in the consumer, a request without a free slot waits in the semaphore.
         semaphore.acquire(request.execute_using_pool, pool)
     while Counted.done < end:
         next(loop)
@@ -78,9 +78,9 @@ def main(setup: str, size: int, count: int) -> float:
     """Return the microseconds of CPU that a job costs the pool.
 
     Arguments:
-        setup: the name of one in `setups` that has our pool.
-        size: how many children there are.
-        count: how many jobs are done.
+        setup: the name of a setup in `setups` that has our pool.
+        size: the number of children.
+        count: the number of jobs.
     """
     settings = {"conf": {"broker_url": "memory://", **SETUPS[setup].conf}}
     os.environ[VARIABLE] = json.dumps(settings)

@@ -1,4 +1,4 @@
-"""The Celery app of the workers that are measured. `setups` says which settings each has."""
+"""The Celery app of the workers that are measured. `setups` has their settings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def noop(*args: Any) -> None:
 
 @app.task(name="noop.stored")
 def noop_stored(*args: Any) -> None:
-    """Do nothing, and have it stored."""
+    """Do nothing, and store the result."""
 
 
 @app.task(name="sleep", ignore_result=True)
@@ -46,7 +46,7 @@ def _message(task_id: str, args: tuple[Any, ...]) -> bytes:
 
 
 class Sidecar:
-    """A warm program beside a process of prefork's."""
+    """A warm program beside a prefork process."""
 
     process: subprocess.Popen[bytes]
 
@@ -92,16 +92,16 @@ else:
 
     @app.task(name="echo", ignore_result=True)
     def echo(*args: Any) -> None:
-        """Do nothing: on this pool, a child takes the name."""
+        """Do nothing. On this pool, an external child takes the task."""
 
     @app.task(name="echo.stored")
     def echo_stored(*args: Any) -> None:
-        """The same."""
+        """As `echo`, with a stored result."""
 
 
 @worker_ready.connect
 def start_gauge(**_: Any) -> None:
-    """Let whoever measures ask how far this worker is."""
+    """Start the gauge, which the benchmark asks for numbers."""
     path = _settings.get("gauge")
     if path:
         Gauge(path).start()

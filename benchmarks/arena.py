@@ -1,6 +1,6 @@
-"""Real workers that are all up at once and are given loads in turn.
+"""Real workers that are all up at once and get loads in turn.
 
-Those that have no load sleep: they cost the others nothing but memory.
+Workers without a load sleep. They cost the others only memory.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from .setups import BROKERS, RESULTS, SETUPS, VARIABLE, Setup
 
 __all__ = ("ROOT", "Load", "Sample", "Worker", "workers")
 
-#: Where this package is found.
+#: The folder that has this package.
 ROOT = Path(__file__).parents[1]
 
-#: Seconds that a worker may take to start or stop, and a load to be done.
+#: Seconds that a worker may take to start, to stop, or to do a load.
 PATIENCE = 120.0
 
 
 class Load(msgspec.Struct, frozen=True):
-    """Tasks that are sent before a worker may have any of them."""
+    """Tasks that are all sent before the worker consumes the first."""
 
     task: str
     count: int
@@ -47,21 +47,22 @@ class Load(msgspec.Struct, frozen=True):
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """What one worker took for one load. CPU is in seconds, memory in bytes."""
+    """What one worker took for one load, in seconds."""
 
     tasks: int
     seconds: float
-    #: Of the worker process, and of all below it.
+    #: CPU of the worker process.
     cpu: float
+    #: CPU of all processes below it.
     children_cpu: float
 
 
 class Worker:
-    """A `celery worker` of one setup; it is up from entry to exit.
+    """A `celery worker` of one setup. It is up from entry to exit.
 
     Arguments:
-        name: of the setup.
-        concurrency: for ``-c``.
+        name: the name of the setup.
+        concurrency: the value of ``-c``.
         broker: a name in `BROKERS`.
     """
 
@@ -73,7 +74,7 @@ class Worker:
         self._id = f"bench-{uuid.uuid4().hex[:12]}"
         self._node = f"{self._id}@localhost"
         self._queue = self._id
-        #: How many tasks it has been sent.
+        #: The number of tasks sent so far.
         self._sent = 0
         self.app = Celery(broker=self._broker, backend=RESULTS, set_as_current=False)
         self.app.conf.task_default_queue = self._queue
@@ -153,8 +154,10 @@ class Worker:
         raise RuntimeError(f"the worker of {self.name} did not start:\n{self._log.read_text()}")
 
     def _control(self, command: str, **arguments: Any) -> None:
-        """Have a remote control command done, which may be done twice: a worker on Redis says that
-        it is ready a moment before it listens."""
+        """Send a remote control command until the worker replies. It may be done twice.
+
+        A worker on Redis says that it is ready a moment before it listens.
+        """
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             replies = self.app.control.broadcast(
@@ -170,9 +173,10 @@ class Worker:
         raise RuntimeError(f"the worker of {self.name} did not answer:\n{self._log.read_text()}")
 
     def serve(self, load: Load) -> Sample:
-        """Have the worker do `load`, which is sent beforehand.
+        """Send `load`, then let the worker consume it.
 
-        A broker may have one of them delivered to a consumer that is just being cancelled.
+        The worker must not consume before: a broker may deliver a task to a consumer that is being
+        cancelled.
         """
         with self.app.producer_or_acquire() as producer:
             for _ in range(load.count):
@@ -210,8 +214,10 @@ class Worker:
         return found
 
     def recovery(self, task: str) -> float:
-        """Kill the only child; return the seconds until its successor has done a job, which is
-        sent as soon as there is one."""
+        """Kill the only child, and return the seconds until its successor has done a job.
+
+        The job is sent as soon as the successor exists.
+        """
         with self._consuming():
             [child] = self.children()
             began = time.perf_counter()
@@ -222,7 +228,7 @@ class Worker:
             self._sent += 1
         return time.perf_counter() - began
 
-    # -- what the system knows of it
+    # -- what the system knows about it
 
     def children(self) -> list[psutil.Process]:
         """Return the processes that do the jobs, without our guardian."""
@@ -230,7 +236,7 @@ class Worker:
         return [each for each in found if each.is_running() and not _is_guardian(each)]
 
     def _children_cpu(self) -> float:
-        """Return the CPU seconds of all processes below the worker, those that ended included."""
+        """Return the CPU seconds of all processes below the worker, with those that have ended."""
         total = 0.0
         for process in psutil.Process(self._process.pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess):
@@ -244,7 +250,7 @@ class Worker:
         return float(sum(_pss(each) for each in (worker, *worker.children(recursive=True))))
 
     def own_memory(self) -> float:
-        """Return what the worker and its guardian have for themselves alone, in bytes."""
+        """Return the unique set size of the worker and its guardian, in bytes."""
         worker = psutil.Process(self._process.pid)
         guardians = [each for each in worker.children() if _is_guardian(each)]
         return float(sum(each.memory_full_info().uss for each in (worker, *guardians)))
@@ -269,6 +275,6 @@ def _pss(process: psutil.Process) -> int:
 def workers(
     names: tuple[str, ...], concurrency: int, broker: str
 ) -> Iterator[Mapping[str, Worker]]:
-    """Have a worker of each setup of `names` up."""
+    """Keep one worker of each setup in `names` up."""
     with ExitStack() as stack:
         yield {name: stack.enter_context(Worker(name, concurrency, broker)) for name in names}

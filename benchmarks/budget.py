@@ -1,8 +1,8 @@
-"""What a no-op for a Python task takes, one worker at a time, so that none disturbs another.
+"""Measures a no-op in a Python task, one worker at a time, so that none disturbs another.
 
-Use: ``python -m benchmarks.budget CONCURRENCY COUNT ROUNDS``, which prints for each setup the
-medians, in microseconds for a task: CPU of the worker, CPU of its children, and the clock. Needs
-RabbitMQ and Redis. Unlike ratios within a round, these are as good as the machine is quiet.
+Use: ``python -m benchmarks.budget CONCURRENCY COUNT ROUNDS``. For each setup it prints the medians
+in microseconds for a task: CPU of the worker, CPU of its children, and wall-clock time. It needs
+RabbitMQ and Redis. Unlike ratios within a round, these numbers need a quiet machine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ("COMPARED", "main")
 #: Names in `setups`.
 COMPARED = ("floor", "python", "prefork")
 
-#: Tasks before those that count.
+#: Tasks before the measured ones.
 WARM_UP = 500
 
 
@@ -28,7 +28,7 @@ def _measure(name: str, concurrency: int, count: int) -> Sample:
 
 
 def main(concurrency: int, count: int, rounds: int) -> None:
-    """Measure each setup `rounds` times, in turn, with `count` tasks at ``-c`` `concurrency`."""
+    """Measure each setup in turn, `rounds` times, with `count` tasks at ``-c`` `concurrency`."""
     samples: dict[str, list[Sample]] = {name: [] for name in COMPARED}
     for _ in range(rounds):
         for name, found in samples.items():

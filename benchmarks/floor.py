@@ -1,4 +1,4 @@
-"""A pool that does nothing: what is left is what Celery's consumer costs, on any pool.
+"""A pool that does nothing. What it takes is what Celery's consumer costs on any pool.
 
 Use: ``-P custom`` with ``CELERY_CUSTOM_WORKER_POOL=benchmarks.floor:Pool``.
 """
@@ -16,7 +16,7 @@ __all__ = ("Pool",)
 
 
 class Pool(BasePool):  # type: ignore[misc]
-    """Says of each task that it is accepted and done."""
+    """Reports each task as accepted and done."""
 
     def on_apply(
         self,
@@ -27,6 +27,6 @@ class Pool(BasePool):  # type: ignore[misc]
         accept_callback: Callable[[int, float], None],
         **_: Any,
     ) -> None:
-        """Take a task and forget it."""
+        """Call the callbacks of a task at once."""
         accept_callback(os.getpid(), time.monotonic())
         callback((0, None, 0.0))

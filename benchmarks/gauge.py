@@ -1,7 +1,7 @@
-"""Tells, from inside of a worker, when it has done so many tasks, and what CPU time it took.
+"""Measures inside a worker how long a number of tasks takes, in wall-clock and CPU time.
 
-A thread that looks every few milliseconds at Celery's own count: the same, and as cheap, on every
-pool. It answers on a Unix socket.
+A thread looks at Celery's own count every few milliseconds. That works on every pool, at the same
+low cost. It answers on a Unix socket.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from celery.worker import state
 
 __all__ = ("Gauge", "Reading", "Watch")
 
-#: Seconds between looks: what a time may be off.
+#: Seconds between looks. Times are exact to this.
 INTERVAL = 0.004
 
 
@@ -31,10 +31,10 @@ class Reading(msgspec.Struct, frozen=True):
 
 
 class Gauge:
-    """Serves one who measures at a time.
+    """Serves one client at a time.
 
     Arguments:
-        path: of the socket.
+        path: the path of the socket.
     """
 
     def __init__(self, path: str) -> None:
@@ -53,7 +53,7 @@ class Gauge:
             with connection, connection.makefile("rw") as stream:
                 end = int(stream.readline() or 0)
                 if not end:
-                    # Somebody only wanted to know whether the worker is up.
+                    # The client only asked whether the worker is up.
                     continue
                 begin = _accepted()
                 cpu = time.process_time()
@@ -80,12 +80,12 @@ def _time_until(begin: int, end: int) -> float:
 
 
 class Watch:
-    """Measure from the outside: arm the gauge now, and read it after.
+    """The client of a gauge: arms it when made, and reads it later.
 
     Arguments:
-        path: of its socket.
-        end: how many tasks the worker will have had, since it started, when it has done these.
-        timeout: seconds to wait for them.
+        path: the path of the gauge's socket.
+        end: the number of tasks since the worker's start at which the measurement ends.
+        timeout: seconds to wait for that.
     """
 
     def __init__(self, path: str, end: int, timeout: float) -> None:

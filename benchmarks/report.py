@@ -1,4 +1,4 @@
-"""What came of it: ratios as a table, as JSON and as plots."""
+"""Reports what was measured: ratios as a table, as JSON and as plots."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from .scenarios import COMPARISONS, Comparison, Measurement
+from .comparisons import COMPARISONS, Comparison
+from .scenarios import Measurement
 
 __all__ = ("Report", "report")
 
@@ -31,7 +32,7 @@ class Ratio(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """All that is to be kept."""
+    """Everything that `save` keeps."""
 
     machine: str
     versions: dict[str, str]
@@ -100,7 +101,7 @@ def save(made: Report, folder: Path) -> None:
 
 
 def _plot_bars(made: Report, path: Path, kind: str, names: tuple[str, str]) -> None:
-    """No-op tasks a second, beside each other, with all rounds from the lowest to the highest."""
+    """Plot no-op tasks a second: the median, with a line from the lowest to the highest round."""
     from matplotlib import pyplot
 
     grouped = _grouped(made.measurements)
@@ -145,6 +146,6 @@ def _plot_ratios(made: Report, path: Path) -> None:
 def _write(figure: object, path: Path) -> None:
     from matplotlib import rcParams
 
-    # The same picture of the same numbers.
+    # So that the same numbers give the same file.
     rcParams["svg.hashsalt"] = "celery_subproc_pool"
     figure.savefig(path, metadata={"Date": None})  # type: ignore[attr-defined]

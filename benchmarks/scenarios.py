@@ -1,4 +1,4 @@
-"""What is measured, and which of it is compared with what."""
+"""What is measured: loads for workers of several setups. `comparisons` compares the numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import msgspec
 from .arena import ROOT, Load, Worker, workers
 from .setups import PERL, PYTHON
 
-__all__ = ("COMPARISONS", "Comparison", "Measurement", "Plan", "run")
+__all__ = ("Measurement", "Plan", "run")
 
 
 class Measurement(msgspec.Struct, frozen=True):
@@ -28,42 +28,27 @@ class Measurement(msgspec.Struct, frozen=True):
     value: float
 
 
-class Comparison(msgspec.Struct, frozen=True):
-    """A ratio: `metric` of one setup to that of another, in the same round.
-
-    `at_least` or `at_most` is what the project wants to reach.
-    """
-
-    title: str
-    scenario: str
-    metric: str
-    setup: str
-    to: str
-    at_least: float | None = None
-    at_most: float | None = None
-
-
 class Plan(msgspec.Struct, frozen=True):
-    """How much is measured."""
+    """How much to measure."""
 
     rounds: int
-    #: The part of the tasks of each load that is sent.
+    #: The share of each load's tasks that is sent.
     share: float = 1.0
-    #: Left out where it is not to take long.
+    #: Whether to measure what takes long.
     large: bool = True
 
     def count(self, tasks: int) -> int:
-        """Return how many of `tasks` are sent."""
+        """Return how many of `tasks` to send."""
         return max(20, int(tasks * self.share))
 
 
 def run(plan: Plan, progress: Callable[[str], None], chosen: str = "") -> list[Measurement]:
-    """Measure everything whose name begins with `chosen`.
+    """Measure the scenarios whose names begin with `chosen`.
 
     Arguments:
-        plan: how much.
-        progress: is told what comes next.
-        chosen: the beginning of the names of scenarios.
+        plan: how much to measure.
+        progress: called with the name of each scenario before it runs.
+        chosen: the beginning of the names.
     """
     found: list[Measurement] = []
     for scenario, measure in _scenarios(plan):
@@ -94,7 +79,7 @@ def _scenarios(plan: Plan) -> Iterator[tuple[str, Callable[[], Values]]]:
 
 
 def _throughput(up: Mapping[str, Worker], plan: Plan, loads: dict[str, Load]) -> Values:
-    """Give each load to each worker in turn, round by round; the first round only warms up."""
+    """Give each load to each worker in turn, round by round. The first round only warms up."""
     for number in range(plan.rounds + 1):
         for metric, load in loads.items():
             for name, worker in up.items():
@@ -146,7 +131,7 @@ def _boots(plan: Plan) -> Values:
 
 
 def _latency(plan: Plan) -> Values:
-    """From sending to the result, 50 jobs a second."""
+    """Measure the time from sending to the result, at 50 jobs a second."""
     with workers(("prefork", "python"), 2, "rabbitmq") as up:
         for number in range(plan.rounds + 1):
             for name, worker in up.items():
@@ -158,14 +143,14 @@ def _latency(plan: Plan) -> Values:
 
 
 def _scale(plan: Plan) -> Values:
-    """What a job and a child cost in the worker, the more children there are."""
+    """Measure what a job and a child cost in the worker, with few and with many children."""
     load = Load("echo", plan.count(4000))
     sizes = (8, 64, 256) if plan.large else (2, 8)
     own: dict[int, list[float]] = {size: [] for size in sizes}
     for size in sizes:
         with workers(("external",), size, "rabbitmq") as up:
             worker = up["external"]
-            # Before there were jobs: their number is bounded too, and costs of its own.
+            # Before the first job: jobs in flight take memory too.
             idle = worker.own_memory()
             for number in range(plan.rounds + 1):
                 sample = worker.serve(load)
@@ -178,7 +163,7 @@ def _scale(plan: Plan) -> Values:
 
 
 def _many(plan: Plan) -> Values:
-    """200 jobs at a time, of a tenth of a second each: in one child, and in as many children."""
+    """Run 200 jobs of 0.1 s at a time: in one child, and in 200 children."""
     names = ("multiplexed", "one each")
     load = Load("sleep", plan.count(2000), (0.1,))
     with workers(names, 200 if plan.large else 20, "rabbitmq") as up:
@@ -191,7 +176,7 @@ def _start(plan: Plan) -> Values:
         for name in names:
             with workers((name,), 8 if plan.large else 2, "rabbitmq") as up:
                 yield number, name, "seconds to ready", up[name].start_time
-    # With spawn, there is a process beside the children that looks like one.
+    # Not with spawn: it has a process that looks like a child.
     with workers(("prefork", "python", "external"), 1, "rabbitmq") as up:
         for number in range(1, plan.rounds + 1):
             for name, worker in up.items():
@@ -200,7 +185,7 @@ def _start(plan: Plan) -> Values:
 
 
 def _limit(plan: Plan) -> Values:
-    """A line to a program and back, over bare pipes: what no pool can be faster than."""
+    """Send a line to a program and back over bare pipes. No pool can be faster."""
     for number in range(1, plan.rounds + 1):
         for name, command in (("perl", PERL), ("python", PYTHON)):
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -221,7 +206,7 @@ def _limit(plan: Plan) -> Values:
 
 
 def _alone(plan: Plan) -> Values:
-    """What the pool itself takes for a no-op, in a process that does nothing else."""
+    """Measure the pool itself with no-ops, in a process that does nothing else."""
     count = str(plan.count(4000))
     for number in range(1, plan.rounds + 1):
         for size in ("2", "8"):
@@ -231,121 +216,3 @@ def _alone(plan: Plan) -> Values:
                     command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
                 )
                 yield number, name, f"no-op, {size} children: us", float(made.stdout)
-
-
-# -- what is compared
-
-
-def _comparisons() -> Iterator[Comparison]:
-    for broker, sizes in (("rabbitmq", (2, 8, 16)), ("redis", (2, 8))):
-        for size in sizes:
-            python = f"python, {broker}, -c {size}"
-            reach = {"at_least": 1.3} if broker == "rabbitmq" and size < 16 else {}
-            yield Comparison(
-                f"Python children / prefork, no-op, {broker}, -c {size}: tasks/s",
-                python,
-                "no-op: tasks/s",
-                "python",
-                "prefork",
-                **reach,
-            )
-            reach = {"at_most": 0.75} if broker == "rabbitmq" and size < 16 else {}
-            yield Comparison(
-                "the same: CPU in the worker",
-                python,
-                "no-op: worker us",
-                "python",
-                "prefork",
-                **reach,
-            )
-            yield Comparison(
-                "the same: CPU of all processes", python, "no-op: all us", "python", "prefork"
-            )
-            external = f"external, {broker}, -c {size}"
-            at_least = 1.3 if size == 2 else 1.5
-            yield Comparison(
-                f"external / sidecar, no-op, {broker}, -c {size}: tasks/s",
-                external,
-                "no-op: tasks/s",
-                "external",
-                "sidecar",
-                at_least,
-            )
-            yield Comparison(
-                "the same: CPU of all processes", external, "no-op: all us", "external", "sidecar"
-            )
-            reach = {"at_most": 0.3} if broker == "rabbitmq" and size == 8 else {}
-            yield Comparison("the same: memory", external, "memory", "external", "sidecar", **reach)
-    for other in ("prefork, spawn", "threads"):
-        yield Comparison(
-            f"Python children / {other}, no-op, rabbitmq, -c 2: tasks/s",
-            "python, rabbitmq, -c 2",
-            "no-op: tasks/s",
-            "python",
-            other,
-        )
-    for load in ("no-op, result", "1 ms", "20 ms", "1 MB"):
-        yield Comparison(
-            f"Python children / prefork, {load}, rabbitmq, -c 8: tasks/s",
-            "python, rabbitmq, -c 8",
-            f"{load}: tasks/s",
-            "python",
-            "prefork",
-        )
-    yield Comparison(
-        "external / sidecar, no-op, result, rabbitmq, -c 8: tasks/s",
-        "external, rabbitmq, -c 8",
-        "no-op, result: tasks/s",
-        "external",
-        "sidecar",
-    )
-    boots = "one process per job, rabbitmq, -c 2"
-    yield Comparison(
-        "external (perl) / subprocess.run of it: tasks/s",
-        boots,
-        "no-op: tasks/s",
-        "external",
-        "run",
-        4,
-    )
-    yield Comparison(
-        "external (Python) / subprocess.run of it: tasks/s",
-        boots,
-        "no-op: tasks/s",
-        "external python",
-        "run python",
-        20,
-    )
-    yield Comparison(
-        "latency at 50 jobs/s, Python children / prefork: p50",
-        "latency",
-        "p50",
-        "python",
-        "prefork",
-        at_most=1.0,
-    )
-    yield Comparison("the same: p99", "latency", "p99", "python", "prefork")
-    yield Comparison(
-        "CPU in the worker for a task, -c 256 / -c 8",
-        "scale",
-        "worker us",
-        "-c 256",
-        "-c 8",
-        at_most=1.25,
-    )
-    many = "many jobs in one child"
-    for metric in ("100 ms: tasks/s", "100 ms: all us", "memory"):
-        yield Comparison(
-            f"200 jobs at a time, one child / 200 children: {metric.rpartition(': ')[2]}",
-            many,
-            metric,
-            "multiplexed",
-            "one each",
-        )
-    for metric in ("seconds to ready", "seconds to a job after a kill"):
-        yield Comparison(
-            f"Python children / prefork: {metric}", "start", metric, "python", "prefork"
-        )
-
-
-COMPARISONS = tuple(_comparisons())

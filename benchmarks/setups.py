@@ -1,4 +1,4 @@
-"""What is compared: workers that differ in their pool, and in how they reach another program."""
+"""The setups that are compared: workers with several pools and ways to reach another program."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import msgspec
 
 __all__ = ("BROKERS", "RESULTS", "SETUPS", "VARIABLE", "Setup")
 
-#: JSON, in the environment of `app`: the configuration, and how `echo` reaches its program.
+#: The environment variable that `app` reads: JSON with the configuration and how the task `echo`
+#: reaches its program.
 VARIABLE = "BENCHMARK"
 
 CHILDREN = Path(__file__).with_name("children")
 PERL = ["perl", str(CHILDREN / "echo.pl")]
-#: Without `site`: as fast as Python boots.
+#: Without `site`, for the fastest boot of Python.
 PYTHON = [sys.executable, "-I", "-S", str(CHILDREN / "echo.py")]
 SLEEPER = [sys.executable, "-I", "-S", str(CHILDREN / "sleeper.py")]
 OURS = "celery_subproc_pool:Pool"
 
-#: Databases of their own.
+#: The Redis databases are for benchmarks alone.
 BROKERS = {
     "rabbitmq": "amqp://guest:guest@127.0.0.1:5672//",
     "redis": "redis://127.0.0.1:6379/11",
@@ -34,10 +35,10 @@ class Setup(msgspec.Struct, frozen=True):
     pool: str
     #: Celery's configuration.
     conf: dict[str, Any] = {}
-    #: How the task `echo` reaches its program, unless a child of ours takes it, and which.
+    #: How the task `echo` reaches `program`: "sidecar" or "run". None: a child of ours takes it.
     echo: str | None = None
     program: list[str] = []
-    #: More variables of its environment.
+    #: More environment variables.
     environ: dict[str, str] = {}
 
 

@@ -1,6 +1,8 @@
-"""A Celery worker pool of warm external child processes that speak line-delimited JSON.
+"""A Celery worker pool of warm child processes, in any language, that speak line-delimited JSON.
 
-Use: ``celery -A proj worker -P celery_subproc_pool:Pool``. Nothing heavy is imported until asked.
+Use: ``celery -A proj worker -P celery_subproc_pool:Pool``.
+
+Importing this package imports nothing else: each public name is imported on first use.
 """
 
 from __future__ import annotations
@@ -25,12 +27,13 @@ __all__ = (
     "SubprocTask",
 )
 
-#: The release. A Python child on another interpreter must have the same.
+#: The release. A Python child on another interpreter must have the same one.
 __version__ = "0.1.0"
 
-#: The name of this package, for what runs or looks for its modules.
+#: The name of this package, for code that runs its modules or looks for them.
 PACKAGE = __name__
 
+#: The modules of the public names.
 _HOME = {
     "ChildTaskError": "errors",
     "ConfigError": "errors",

@@ -1,8 +1,10 @@
-"""Where the `celery` command meets the pool: `-P celery_subproc_pool:Pool`, `celery subproc`.
+"""What the `celery` command gets: `-P celery_subproc_pool:Pool`, and `celery subproc`.
 
-Layer: top. Celery 5 takes for `-P` only the names it knows. The `celery` command loads its plug-in
-commands before it parses options, this module among them: that is the moment to add ours, and our
-remote control commands for `celery control` and `celery inspect`.
+Celery 5 takes only names that it knows for `-P`. The `celery` command loads plug-in commands, this
+module among them, before it parses options. So importing this module adds the pool's names, and its
+commands for `celery control` and `celery inspect`.
+
+Every `celery` command imports this module. Import heavy modules in the functions that need them.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ from .worker import banner, control
 
 __all__ = ("POOL_NAMES", "add_pool_names", "subproc")
 
-#: What `-P` takes: the pool by its path, and for short.
+#: The pool's names for `-P`: its path, and a short one.
 POOL_NAMES = ("celery_subproc_pool:Pool", "subproc")
 
 
 def add_pool_names() -> None:
-    """Let Celery's `-P` take the names of this pool. The one patch of Celery that there is."""
+    """Let Celery's `-P` take the names of this pool. This is the only patch of Celery."""
     for name in POOL_NAMES:
         concurrency.ALIASES[name] = POOL_NAMES[0]
     try:
@@ -44,10 +46,9 @@ def add_pool_names() -> None:
 
 @worker_init.connect  # type: ignore[untyped-decorator]
 def size_by_cpus(sender: Any, **_: Any) -> None:
-    """Let ``-c auto`` be as sensible here as on prefork."""
+    """Give ``-c auto`` the meaning that it has on prefork."""
     name = sender.pool_cls if isinstance(sender.pool_cls, str) else sender.pool_cls.__module__
     if concurrency.ALIASES.get(name, name) in (POOL_NAMES[0], PACKAGE):
-        # For every `celery` command imports this module, and a worker imports that anyway.
         from .worker.compat import resolve_auto_concurrency
 
         resolve_auto_concurrency(sender)
@@ -65,7 +66,7 @@ def subproc() -> None:
 @subproc.command()
 @click.pass_context
 def check(ctx: click.Context) -> None:
-    """Check the setting subproc_pool, and say which children take which tasks."""
+    """Check the setting subproc_pool, and show which children take which tasks."""
     from .worker import launch
     from .worker.routes import Routes
 
@@ -82,10 +83,10 @@ def check(ctx: click.Context) -> None:
     for name, child in settings.children.items():
         _show(name, child.command, child.size, banner.external_tasks(name, child, routes.external))
     if routes.need_python_children:
-        tasks = routes.without or ["whatever comes"]
+        tasks = routes.without or ["any task"]
         _show(PYTHON, launch.command(settings.python), settings.python.size, tasks)
     else:
-        click.echo(f"{PYTHON}: no child, for there is no task for one")
+        click.echo(f"{PYTHON}: no child, as no task needs one")
 
 
 def _show(name: str, command: Sequence[str], size: int | None, tasks: Iterable[str]) -> None:
@@ -106,7 +107,7 @@ def _asks_workers(command: Callable[..., None]) -> Callable[..., None]:
 def _ask(
     app: Any, command: str, destination: str | None, timeout: float, **arguments: Any
 ) -> dict[str, Any]:
-    """Send a remote control command; return what each worker replied, by its name."""
+    """Send a remote control command, and return the workers' replies by their names."""
     replies = app.control.broadcast(
         command,
         arguments,
@@ -139,9 +140,9 @@ def children(ctx: click.Context, destination: str | None, timeout: float) -> Non
 @_asks_workers
 @click.pass_context
 def restart(ctx: click.Context, group: str | None, destination: str | None, timeout: float) -> None:
-    """Replace children by fresh ones, of GROUP or of all, while jobs go on.
+    """Replace the children of GROUP, or all, by fresh ones while jobs go on.
 
-    As `celery control subproc_restart`, which Celery 5.3 does not know.
+    This is `celery control subproc_restart`, which Celery 5.3 lacks.
     """
     replies = _ask(ctx.obj.app, "subproc_restart", destination, timeout, group=group)
     for node, reply in sorted(replies.items()):

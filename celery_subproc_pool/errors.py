@@ -1,4 +1,4 @@
-"""The exceptions of this package. Bottom layer: imports nothing of ours."""
+"""The exceptions of this package."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = (
 
 
 class SubprocPoolError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """The base of the errors that this package raises."""
 
 
 class ConfigError(SubprocPoolError):
@@ -41,51 +41,51 @@ class RequestEncodeError(SubprocPoolError):
 
 
 class CallError(SubprocPoolError):
-    """A callable that is no task can't be called in a Python child. The message says why."""
+    """A callable that is not a task can't be called in a Python child. The message says why."""
 
 
 class TaskMemoryError(SubprocPoolError):
     """A task in a Python child raised `MemoryError`.
 
-    Not a `MemoryError` itself: Celery raises one that it is told of again, in the worker, which
-    would end (celery/worker/request.py: `Request.on_failure`).
+    It is no `MemoryError`: Celery would raise that again in the worker, and the worker would end
+    (celery/worker/request.py: `Request.on_failure`).
     """
 
 
 class NotInWorkerError(SubprocPoolError):
-    """A task that runs in an external child was called where there is no such child."""
+    """A task that runs in an external child was called outside a worker that has such children."""
 
 
 class PoisonousTaskError(SubprocPoolError):
-    """A job has cost as many children as it may (`max_crashes`); its message was rejected.
+    """A job has crashed as many children as `max_crashes` allows. Its message was rejected.
 
-    Not billiard's `WorkerLostError`: Celery would have that one delivered again.
+    It is no `WorkerLostError` of billiard's: Celery would have the message delivered again.
     """
 
 
 class TransitionError(SubprocPoolError):
-    """A child was moved to a state that its state does not lead to: a bug of this package."""
+    """A child was moved to a state that can't follow its own. This is a bug of this package."""
 
 
 class ChildTaskError(SubprocPoolError):
-    """A job failed in a healthy child, which replied ``error`` (or ``retry`` once too often).
+    """A job failed in a healthy child: it replied ``error``, or ``retry`` more often than allowed.
 
-    Its text is the message, behind the type if the child told one: ``CardError: no such card``.
+    The text is ``type: message``, for example ``CardError: no such card``, or the message alone.
 
-    A client that reads a JSON result has the text alone: as `message`, with `type` and `traceback`
-    None. The child's traceback stands in the result's own (`AsyncResult.traceback`). In the worker,
-    and through pickle, all three are there.
+    In the worker, and after pickle, all three attributes are set. A client that reads a JSON result
+    has only the text: as `message`, with `type` and `traceback` None. The child's traceback is then
+    in `AsyncResult.traceback`.
 
     Arguments:
-        message: what the child said.
-        type: the name of the child's own exception type, if it told.
-        traceback: the child's own traceback as text, if it told. It is shown as the cause
-            of this exception, so that it stands in the worker's log and in the stored result.
+        message: the child's message.
+        type: the name of the child's own exception type, or None.
+        traceback: the child's own traceback as text, or None. It becomes the cause of this
+            exception, so that the worker's log and the stored result show it.
     """
 
     def __init__(self, message: str, type: str | None = None, traceback: str | None = None) -> None:
-        # One text: `args` is all that JSON results keep, and a client that has not imported this
-        # class shows them as they are.
+        # One text: JSON results keep only `args`, and a client that has not imported this class
+        # shows them unchanged.
         super().__init__(f"{type}: {message}" if type else message)
         self.message = message
         self.type = type
@@ -98,15 +98,15 @@ class ChildTaskError(SubprocPoolError):
 
 
 class _ChildTraceback(Exception):
-    """Carries a child's traceback text as the cause of a `ChildTaskError`."""
+    """Holds a child's traceback as text, as the cause of a `ChildTaskError`."""
 
     def __str__(self) -> str:
         return f"\n{str(self.args[0]).rstrip()}"
 
 
 class JobAbandoned(BaseException):
-    """Unwinds the tracing thread of a job whose end was already reported to Celery.
+    """Unwinds the tracing thread of a job whose outcome Celery already knows.
 
-    Not an `Exception`: Celery's tracer stores the outcome of every `Exception`, and a lost,
-    timed-out or terminated job has its outcome already.
+    It is no `Exception`: Celery's tracer stores the outcome of every `Exception`, and a lost,
+    timed-out or terminated job already has its outcome.
     """

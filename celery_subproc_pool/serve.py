@@ -9,14 +9,14 @@
 
     serve({"billing.charge": charge})
 
-One file, standard library only, Python 3.6 or newer, and nothing imported from the package around
-it: import it where the package is installed, or copy it next to a program that runs on another
-interpreter.
+This is one file for Python 3.6 or newer. It needs only the standard library, and nothing of the
+package around it. Import it where the package is installed, or copy it next to a program that runs
+on another interpreter.
 
-The wire is protected: while your functions run, descriptor 1 is stderr and descriptor 0 is empty,
-so a ``print``, a chatty C library or a subprocess can't put a stray line between two replies. That
-holds from the moment ``serve`` is called. A ``print`` before it is safe too as long as Python
-buffers its output, that is, without ``-u`` and ``PYTHONUNBUFFERED``.
+The wire is protected. While your functions run, descriptor 1 is stderr and descriptor 0 is empty:
+a ``print``, a C library or a subprocess can't put a stray line between two replies. That holds from
+the call of ``serve`` on. A ``print`` before that call is safe too if Python buffers its output,
+that is, without ``-u`` and ``PYTHONUNBUFFERED``.
 """
 
 import json
@@ -32,12 +32,12 @@ __all__ = ["Ignore", "Reject", "Retry", "Throttled", "UnknownTask", "serve"]
 Payload = Dict[str, Any]
 Reply = Dict[str, Any]
 
-#: A hundred years: the worker refuses more.
+#: A hundred years. The worker refuses more.
 _MAX_SECONDS = 100 * 365 * 86400
 
 
 class _Outcome(Exception):
-    """How a job ended, where that is neither a result nor an error."""
+    """How a job ended, if with neither a result nor an error."""
 
     def reply(self) -> Reply:
         """Return the reply to send, without its id."""
@@ -45,10 +45,10 @@ class _Outcome(Exception):
 
 
 class Throttled(_Outcome):
-    """Not now: Celery publishes the job again, and counts it neither as failure nor as retry."""
+    """Not now. Celery publishes the job again, and counts neither a failure nor a retry."""
 
     def __init__(self, seconds: Optional[float] = None) -> None:
-        """Ask to be called again in *seconds* (0 or more); by default the worker waits 60."""
+        """Ask for the job again in *seconds* (0 or more; by default the worker waits 60)."""
         super().__init__("throttled")
         self.seconds = _delay(seconds, "seconds")
 
@@ -58,10 +58,13 @@ class Throttled(_Outcome):
 
 
 class Retry(_Outcome):
-    """It failed and is worth another try: Celery counts it against the task's ``max_retries``."""
+    """The job failed and is worth another try. It counts against the task's ``max_retries``."""
 
     def __init__(self, countdown: Optional[float] = None, message: Optional[str] = None) -> None:
-        """Ask for a try in *countdown* seconds (default: the task's own); *message* says why."""
+        """Ask for another try.
+
+        *countdown* is in seconds; the default is the task's own. *message* says why it failed.
+        """
         super().__init__(message or "retry")
         self.countdown = _delay(countdown, "countdown")
         self.message = None if message is None else _plain(str(message))
@@ -72,7 +75,7 @@ class Retry(_Outcome):
 
 
 class Reject(_Outcome):
-    """Give the message back to the broker: put in its queue again with ``requeue=True``."""
+    """Give the message back to the broker, which queues it again with ``requeue=True``."""
 
     def __init__(self, requeue: bool = False) -> None:
         super().__init__("reject")
@@ -84,7 +87,7 @@ class Reject(_Outcome):
 
 
 class Ignore(_Outcome):
-    """The job is done and no result is to be stored."""
+    """The job is done. Celery stores no result."""
 
     def __init__(self) -> None:
         super().__init__("ignore")
@@ -95,17 +98,17 @@ class Ignore(_Outcome):
 
 
 class UnknownTask(Exception):
-    """This child was asked for a task that it doesn't serve."""
+    """The worker asked for a task that this child doesn't serve."""
 
 
 def serve(tasks: Union[Mapping[str, Callable[..., Any]], Callable[[Payload], Any]]) -> None:
     """Answer requests until the worker closes stdin, then return.
 
-    *tasks* maps task names to functions, which are called with the task's own arguments; or it is
-    one function, which is called with the whole payload of every request.
+    *tasks* maps task names to functions, which get the task's own arguments. Or it is one function,
+    which gets the whole payload of every request.
 
     What a function returns is the task's result. What it raises becomes an error reply, and the
-    child goes on; ``SystemExit`` and ``KeyboardInterrupt`` end the process, and the job is lost.
+    child goes on. ``SystemExit`` and ``KeyboardInterrupt`` end the process, and the job is lost.
     A request that can't be read ends the process with status 2.
     """
     run = _dispatcher(tasks)
@@ -119,7 +122,7 @@ def serve(tasks: Union[Mapping[str, Callable[..., Any]], Callable[[Payload], Any
             try:
                 write_all(replies, reply)
             except BrokenPipeError:
-                return  # the worker is gone, and nobody is left to answer
+                return  # the worker is gone
 
 
 def _dispatcher(
@@ -143,8 +146,12 @@ def _dispatcher(
 
 
 def take_wire() -> Tuple[BinaryIO, int]:
-    """Keep the pipes for ourselves: on return, fd 0 reads nothing and fd 1 is where stderr goes."""
-    # dup() and open() give descriptors that a subprocess doesn't inherit; dup2() one that it does.
+    """Move the pipes away from descriptors 0 and 1.
+
+    Return the stream of requests and the descriptor for replies. Descriptor 0 is empty then, and
+    descriptor 1 is stderr.
+    """
+    # A subprocess doesn't inherit what dup() and open() return. It inherits what dup2() makes.
     requests = os.fdopen(os.dup(0), "rb")
     replies = os.dup(1)
     devnull = os.open(os.devnull, os.O_RDWR)
@@ -158,8 +165,8 @@ def take_wire() -> Tuple[BinaryIO, int]:
 
 
 def _ignore_ctrl_c() -> None:
-    """Leave a terminal's Ctrl-C to the worker, which closes our stdin when it wants us to end."""
-    with suppress(ValueError):  # not the main thread: whoever runs that one decides
+    """Leave a terminal's Ctrl-C to the worker. It closes our stdin when this process must end."""
+    with suppress(ValueError):  # not the main thread, so the signal is not ours to set
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -175,7 +182,7 @@ def _parse(line: bytes) -> Tuple[str, Payload]:
 
 
 def _give_up(line: bytes, why: str) -> SystemExit:
-    """Say why on stderr: without a readable id there is no job to answer and no way on."""
+    """Say why on stderr. Without an id there is no job to answer, and the next lines may be bad."""
     sys.stderr.write(f"serve: not a request ({_plain(why)}): {line[:200]!r}\n")
     sys.stderr.flush()
     return SystemExit(2)
@@ -188,7 +195,7 @@ def _outcome(run: Callable[[Payload], Any], payload: Payload) -> Reply:
         raise
     except _Outcome as outcome:
         return outcome.reply()
-    except BaseException as exc:  # some libraries' time-outs and cancellations are not Exceptions
+    except BaseException as exc:  # time-outs and cancellations of some libraries are no Exception
         return _error(exc)
 
 
@@ -197,7 +204,7 @@ def _error(exc: BaseException) -> Reply:
         message = str(exc)
     except Exception as broken:  # an exception's own __str__ may raise
         message = f"(its message can't be shown: {type(broken).__name__})"
-    # The first frames are this file's; they tell nothing about the job.
+    # The first frames are this file's. They say nothing about the job.
     frames = exc.__traceback__
     while frames is not None and frames.tb_frame.f_globals is globals():
         frames = frames.tb_next
@@ -225,14 +232,14 @@ def _line(task_id: str, reply: Reply) -> bytes:
 
 
 def flush_prints() -> None:
-    """Show what the job printed before its reply ends it; a broken log is not the job's fault."""
+    """Show what the job printed before its reply is sent. Errors are not the job's fault."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):  # None, a gone reader, closed, or what the job has put there
+        with suppress(Exception):  # None, closed, without a reader, or an object of the job's
             stream.flush()
 
 
 def write_all(descriptor: int, line: bytes) -> None:
-    """Write all of *line*, however often the pipe is full."""
+    """Write all of *line*. Wait while the pipe is full."""
     left = memoryview(line)
     while left:
         left = left[os.write(descriptor, left) :]
@@ -257,5 +264,5 @@ def _qualified_name(cls: Type[Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Escape lone surrogates (of an undecodable file name, say), which UTF-8 can't hold."""
+    """Escape lone surrogates, which UTF-8 can't hold (for example from an odd file name)."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,6 +1,6 @@
-"""Tables of children for a person, from what `celery inspect subproc` answers.
+"""Prints what `celery inspect subproc` replies as tables.
 
-Layer: imports rich, which is an extra, and nothing of ours.
+It needs rich, which the extra `cli` installs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def show(replies: Mapping[str, Any]) -> None:
     """Print a table for each worker.
 
     Arguments:
-        replies: what workers replied, by their names: rows as `facts.rows` makes them, or an error.
+        replies: the workers' replies, by their names: rows of `core.stats.rows`, or an error.
     """
     console = Console()
     for node, reply in sorted(replies.items()):
@@ -35,7 +35,7 @@ def show(replies: Mapping[str, Any]) -> None:
 def _table(node: str, rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(*HEADS, title=Text(node), title_justify="left")
     for row in rows:
-        # As text: what stands in brackets is no markup.
+        # As `Text`, so that brackets in a cell are not markup.
         table.add_row(*(Text(cell) for cell in _cells(row)))
     return table
 

@@ -1,0 +1,108 @@
+"""Which numbers are compared, and which ratios the project wants to reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+__all__ = ("COMPARISONS", "Comparison")
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """A ratio: `metric` of `setup` to that of the setup `to`, in the same round.
+
+    `at_least` or `at_most` is what the project wants to reach.
+    """
+
+    title: str
+    scenario: str
+    metric: str
+    setup: str
+    to: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+
+def _comparisons() -> Iterator[Comparison]:
+    for broker, sizes in (("rabbitmq", (2, 8, 16)), ("redis", (2, 8))):
+        for size in sizes:
+            yield from _python(broker, size)
+            yield from _external(broker, size)
+    yield from _other_pools()
+    yield from _other_loads()
+    yield from _boots()
+    yield from _latency()
+    yield from _many_children()
+    yield from _start()
+
+
+def _python(broker: str, size: int) -> Iterator[Comparison]:
+    scenario = f"python, {broker}, -c {size}"
+    title = f"Python children / prefork, no-op, {broker}, -c {size}: tasks/s"
+    wanted = broker == "rabbitmq" and size < 16
+    speed = 1.3 if wanted else None
+    yield Comparison(title, scenario, "no-op: tasks/s", "python", "prefork", at_least=speed)
+    title, share = "the same: CPU in the worker", 0.75 if wanted else None
+    yield Comparison(title, scenario, "no-op: worker us", "python", "prefork", at_most=share)
+    title = "the same: CPU of all processes"
+    yield Comparison(title, scenario, "no-op: all us", "python", "prefork")
+
+
+def _external(broker: str, size: int) -> Iterator[Comparison]:
+    scenario = f"external, {broker}, -c {size}"
+    title = f"external / sidecar, no-op, {broker}, -c {size}: tasks/s"
+    speed = 1.3 if size == 2 else 1.5
+    yield Comparison(title, scenario, "no-op: tasks/s", "external", "sidecar", at_least=speed)
+    title = "the same: CPU of all processes"
+    yield Comparison(title, scenario, "no-op: all us", "external", "sidecar")
+    title, share = "the same: memory", 0.3 if broker == "rabbitmq" and size == 8 else None
+    yield Comparison(title, scenario, "memory", "external", "sidecar", at_most=share)
+
+
+def _other_pools() -> Iterator[Comparison]:
+    for other in ("prefork, spawn", "threads"):
+        title = f"Python children / {other}, no-op, rabbitmq, -c 2: tasks/s"
+        yield Comparison(title, "python, rabbitmq, -c 2", "no-op: tasks/s", "python", other)
+
+
+def _other_loads() -> Iterator[Comparison]:
+    for load in ("no-op, result", "1 ms", "20 ms", "1 MB"):
+        title = f"Python children / prefork, {load}, rabbitmq, -c 8: tasks/s"
+        metric = f"{load}: tasks/s"
+        yield Comparison(title, "python, rabbitmq, -c 8", metric, "python", "prefork")
+    title, metric = "external / sidecar, no-op, result, rabbitmq, -c 8: tasks/s", "no-op, result"
+    yield Comparison(title, "external, rabbitmq, -c 8", f"{metric}: tasks/s", "external", "sidecar")
+
+
+def _boots() -> Iterator[Comparison]:
+    scenario, metric = "one process per job, rabbitmq, -c 2", "no-op: tasks/s"
+    title = "external (perl) / subprocess.run of it: tasks/s"
+    yield Comparison(title, scenario, metric, "external", "run", at_least=4)
+    title = "external (Python) / subprocess.run of it: tasks/s"
+    yield Comparison(title, scenario, metric, "external python", "run python", at_least=20)
+
+
+def _latency() -> Iterator[Comparison]:
+    title = "latency at 50 jobs/s, Python children / prefork: p50"
+    yield Comparison(title, "latency", "p50", "python", "prefork", at_most=1.0)
+    yield Comparison("the same: p99", "latency", "p99", "python", "prefork")
+
+
+def _many_children() -> Iterator[Comparison]:
+    title = "CPU in the worker for a task, -c 256 / -c 8"
+    yield Comparison(title, "scale", "worker us", "-c 256", "-c 8", at_most=1.25)
+    scenario = "many jobs in one child"
+    for metric in ("100 ms: tasks/s", "100 ms: all us", "memory"):
+        what = metric.rpartition(": ")[2]
+        title = f"200 jobs at a time, one child / 200 children: {what}"
+        yield Comparison(title, scenario, metric, "multiplexed", "one each")
+
+
+def _start() -> Iterator[Comparison]:
+    for metric in ("seconds to ready", "seconds to a job after a kill"):
+        title = f"Python children / prefork: {metric}"
+        yield Comparison(title, "start", metric, "python", "prefork")
+
+
+COMPARISONS = tuple(_comparisons())
