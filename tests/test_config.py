@@ -1,4 +1,4 @@
-"""The settings: what is taken, what is refused, and the one line that says why."""
+"""The settings: what is accepted, what is refused, and the one line that says why."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def only(settings: PoolSettings) -> ChildSettings:
     return child
 
 
-# -- what is taken
+# -- what is accepted
 
 
 @pytest.mark.parametrize("setting", [None, {}, {"children": {}}])
-def test_no_settings_are_no_children(setting: Any, environ: dict[str, str]) -> None:
+def test_no_settings_mean_no_children(setting: Any, environ: dict[str, str]) -> None:
     assert load(setting, environ).children == {}
 
 
@@ -121,7 +121,7 @@ def test_every_setting_can_be_set(environ: dict[str, str], tmp_path: Path) -> No
     assert child == ChildSettings(**{**setting, "argv": ("cat",)})
 
 
-def test_other_mappings_than_dicts_are_taken(environ: dict[str, str]) -> None:
+def test_any_mapping_is_accepted(environ: dict[str, str]) -> None:
     frozen = MappingProxyType(ARGV)
     assert only(load(frozen, environ)).command == ("cat",)
     settings = load(MappingProxyType({"children": MappingProxyType({"a": frozen})}), environ)
@@ -157,7 +157,7 @@ def test_the_environment_variable_wins_over_a_bad_setting(environ: dict[str, str
     assert load({"argv": 5}, environ).children == {}
 
 
-def test_an_empty_environment_variable_says_nothing(environ: dict[str, str]) -> None:
+def test_an_empty_environment_variable_is_ignored(environ: dict[str, str]) -> None:
     environ[VARIABLE] = ""
     assert only(load(ARGV, environ)).command == ("cat",)
 
@@ -425,7 +425,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         {"python": {"stderr": "file"}},
         ".python.stderr: expected one of log, inherit, null, got 'file'",
     ),
-    "a signal that can't be sent again": (
+    "a signal that can't be repeated": (
         {"python": {"replay": ["celeryd_init", "worker_ready"]}},
         ".python.replay[1]: expected one of user_preload_options, celeryd_init, worker_init,"
         " bootsteps, celeryd_after_setup, got 'worker_ready'",
@@ -446,7 +446,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         {"python": {"kill_grace": -1}},
         ".python.kill_grace: expected `float` >= 0.0, in -1",
     ),
-    "leftovers for nobody": (
+    "leftovers that are neither kept nor killed": (
         {"argv": ["cat"], "leftovers": "sell"},
         ".leftovers: expected one of keep, kill, got 'sell'",
     ),
@@ -518,7 +518,7 @@ def test_a_bad_key_is_refused_in_one_line_with_its_path(
 def test_a_directory_that_cannot_be_entered_is_refused(
     environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Whether a directory may be entered: to root, every one.
+    # Root may enter every directory.
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(ConfigError) as caught:
         load({"argv": ["cat"], "cwd": str(tmp_path)}, environ)
@@ -540,7 +540,7 @@ def test_the_settings_of_python_children(environ: dict[str, str]) -> None:
     assert (child.command, child.size) == (("cat", "-u"), 2)
     assert (child.handshake, child.timeout) == (True, None)
     assert (child.soft_timeout_signal, child.stderr) == ("SIGUSR1", "inherit")
-    # As prefork's.
+    # As on prefork.
     assert child.kill_grace == 0.1
 
 
@@ -549,7 +549,7 @@ def test_python_children_need_no_setting() -> None:
     assert (python.executable, python.prefix, python.size) == (None, (), None)
 
 
-# -- its document
+# -- the documentation
 
 
 @pytest.mark.parametrize(
@@ -568,7 +568,7 @@ def test_the_document_has_every_setting_and_no_other(kind: Any, sections: tuple[
     assert sorted(found) == sorted(kind.__struct_fields__)
 
 
-def test_the_workers_options_hold_where_a_group_has_no_limit_of_its_own() -> None:
+def test_the_workers_options_count_if_a_group_sets_no_limit() -> None:
     bare, own = ChildSettings(argv="cat"), ChildSettings(argv="cat", max_jobs=5, max_memory=2**21)
     limited = with_limits(bare, 7, 3000)
     assert (limited.max_jobs, limited.max_memory) == (7, 3000 * 1024)

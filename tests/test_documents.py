@@ -1,4 +1,4 @@
-"""The children that the documents give people to start from do what they are said to."""
+"""The example children in the documents work as the documents say."""
 
 from __future__ import annotations
 
@@ -47,8 +47,13 @@ FIRST = Example("README.md", "## A first child", "ruby", 0, "ruby")
 
 
 def engine(example: Example, directory: Path, *more: str) -> Engine:
-    """Return an engine with one child, which is `example` to the letter, but that its task does
-    `more` first, if there is any."""
+    """Return an engine with one child: `example`, unchanged but for statements in its task.
+
+    Arguments:
+        example: the example.
+        directory: a folder for the child's program.
+        more: statements that the task runs first.
+    """
     program = shutil.which(example.program)
     if program is None:
         pytest.skip(f"{example.program} is not installed")
@@ -79,7 +84,7 @@ def begin(pool: Engine, task_id: str, *args: Any) -> Job:
 
 
 @pytest.mark.parametrize("name", GREETERS)
-def test_a_child_to_start_from_greets(name: str, tmp_path: Path) -> None:
+def test_an_example_greets(name: str, tmp_path: Path) -> None:
     with engine(GREETERS[name], tmp_path) as pool:
         first, second = begin(pool, "1", "Ada"), begin(pool, "2", "Zoë\n" + "x" * 100_000)
         assert answer(pool.outcome_of(first)) == messages.Ok(id="1", result="Hello, Ada")
@@ -87,7 +92,7 @@ def test_a_child_to_start_from_greets(name: str, tmp_path: Path) -> None:
         assert answer(pool.outcome_of(second)) == messages.Ok(id="2", result=hello)
 
 
-#: How each language has the task do something for the name `odd`, and what JSON can't hold.
+#: In each language: how the task does something for the name `odd` only.
 IF_ODD = {
     "python": "if name == 'odd': {}",
     "asyncio": "if name == 'odd': {}",
@@ -96,6 +101,7 @@ IF_ODD = {
     "node, many": "if (name === 'odd') {{ {} }}",
     "perl": "if ($name eq 'odd') {{ {} }}",
 }
+#: In each language: statements that return or raise what JSON can't hold.
 NO_JSON = {
     "python": (
         "import datetime; return datetime.date(2026, 1, 2)",
@@ -141,7 +147,7 @@ NO_JSON["node, many"] = NO_JSON["node"]
 @pytest.mark.parametrize(
     ("name", "statement"), [(name, each) for name, all_ in NO_JSON.items() for each in all_]
 )
-def test_a_child_to_start_from_survives_what_json_cannot_hold(
+def test_an_example_survives_what_json_cannot_hold(
     name: str, statement: str, tmp_path: Path
 ) -> None:
     odd = IF_ODD[name].format(statement)
@@ -163,17 +169,15 @@ def test_a_child_to_start_from_survives_what_json_cannot_hold(
         ("perl", "return chr 0xd83d;"),
     ],
 )
-def test_a_child_to_start_from_mends_half_of_a_character(
-    name: str, statement: str, tmp_path: Path
-) -> None:
+def test_an_example_mends_half_of_a_character(name: str, statement: str, tmp_path: Path) -> None:
     with engine(GREETERS[name], tmp_path, IF_ODD[name].format(statement)) as pool:
         mended = messages.Ok(id="1", result="\ufffd")
         assert answer(pool.outcome_of(begin(pool, "1", "odd"))) == mended
 
 
 @pytest.mark.parametrize("name", GREETERS)
-def test_a_child_to_start_from_takes_a_newline_alone_for_the_end(name: str, tmp_path: Path) -> None:
-    """Whatever its language takes for another: the worker escapes it, others might not."""
+def test_only_a_newline_ends_a_line_for_an_example(name: str, tmp_path: Path) -> None:
+    """The worker escapes what languages take for other line ends. Other senders might not."""
     odd = "a\u2028b\u2029c\x85d\u000b\u000ce\r"
     line = json.dumps(
         {"id": "1", "payload": {"task": "greet", "args": [odd], "kwargs": {}}}, ensure_ascii=False
@@ -188,7 +192,7 @@ def test_a_child_to_start_from_takes_a_newline_alone_for_the_end(name: str, tmp_
 
 
 @pytest.mark.parametrize("name", ["python", "ruby", "node", "perl"])
-def test_a_child_to_start_from_survives_an_error(name: str, tmp_path: Path) -> None:
+def test_an_example_survives_an_error(name: str, tmp_path: Path) -> None:
     with engine(GREETERS[name], tmp_path) as pool:
         reply = answer(pool.outcome_of(begin(pool, "1", "")))
         assert isinstance(reply, messages.Error)
@@ -198,7 +202,7 @@ def test_a_child_to_start_from_survives_an_error(name: str, tmp_path: Path) -> N
         assert pool.pids == [pid]
 
 
-def test_the_shell_child_hands_jobs_on(tmp_path: Path) -> None:
+def test_the_shell_example_passes_jobs_on(tmp_path: Path) -> None:
     jobs = tmp_path / "greet-one-job"
     jobs.write_text("#!/bin/sh\ngrep -q Ada || exit 7\n")
     jobs.chmod(0o700)

@@ -1,4 +1,4 @@
-"""Imports follow the folders: each says in its `__init__` what it may import, and this keeps it."""
+"""Imports follow the folders. Each `__init__` says what its folder may import; this checks it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import celery_subproc_pool
 
 PACKAGE = Path(celery_subproc_pool.__file__).parent
 
-#: What each folder, and each module beside them, may import of ours. Whoever stands later in this
-#: table may import those before it, and no other way round.
+#: What each folder, and each module beside them, may import of ours. A row may name only rows above
+#: it.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "serve": set(),
@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"config", "errors", "settings", "tables", "worker"},
 }
 
-#: What each may import of other packages, beside the standard library.
+#: What each may import of other packages. All may import the standard library.
 MAY_USE: dict[str, set[str]] = {
     "tables": {"rich"},
     "settings": {"msgspec"},
@@ -43,7 +43,7 @@ MAY_USE: dict[str, set[str]] = {
     "cli": {"celery", "click"},
 }
 
-#: What decides: no clock, no process, no thread may come near it.
+#: The pure folders and modules: they may use no clock, process or thread.
 PURE = ("errors", "settings", "config", "wire", "core")
 IMPURE = {"asyncio", "multiprocessing", "select", "selectors", "subprocess", "threading", "time"}
 
@@ -73,7 +73,7 @@ def imports(module: str) -> tuple[set[str], set[str]]:
             base = [*home[: len(home) - node.level], *(node.module or "").split(".")]
             path = ".".join(filter(None, base))
             ours |= {path} if path in MODULES else {f"{path}.{a.name}" for a in node.names}
-    # The package's own names, which import nothing, begin with a dot.
+    # Names of the package itself, such as `PACKAGE`, begin with a dot. They import nothing.
     return {name.lstrip(".") for name in ours} & set(MODULES), others - {"__future__"}
 
 
@@ -91,8 +91,8 @@ def test_a_module_imports_only_what_its_folder_may(module: str) -> None:
     assert others - set(sys.stdlib_module_names) <= MAY_USE.get(room(module), set())
 
 
-def test_no_folder_has_a_circle() -> None:
-    # Raises `CycleError`, which names the modules of the circle.
+def test_no_folder_has_a_cycle() -> None:
+    # Raises `CycleError`, which names the modules of the cycle.
     TopologicalSorter({module: imports(module)[0] for module in MODULES}).prepare()
 
 
@@ -115,7 +115,7 @@ def test_the_package_imports_nothing_heavy_until_asked() -> None:
     assert not {"celery", "msgspec"} & loaded_by("import celery_subproc_pool")
 
 
-def test_declaring_a_task_brings_no_engine_and_no_worker_along() -> None:
+def test_declaring_a_task_imports_neither_the_engine_nor_celerys_worker() -> None:
     loaded = loaded_by("from celery_subproc_pool import SubprocTask")
     assert "celery_subproc_pool.worker.tasks" in loaded
     assert "celery.worker.request" not in loaded

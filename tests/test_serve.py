@@ -1,7 +1,7 @@
-"""``celery_subproc_pool.serve`` as the pool meets it: a real process, spoken to over its pipes.
+"""``celery_subproc_pool.serve`` in real processes, over their pipes.
 
-The child programs import a copy of ``serve.py`` as a plain file, as somebody would who runs another
-interpreter than the worker's. Set ``SERVE_PYTHON`` to test the file on such an interpreter.
+The child programs import a copy of ``serve.py``, as users do on another interpreter than the
+worker's. Set ``SERVE_PYTHON`` to test the file on such an interpreter.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Spawn = Callable[[str], "Child"]
 
 
 class Child:
-    """One child process, and what it still owes us."""
+    """One child process, and the part of its output that is not read yet."""
 
     def __init__(self, program: Path) -> None:
         environment = dict(os.environ, PYTHONIOENCODING="utf-8")
@@ -82,7 +82,7 @@ class Child:
 
 
 class Ended:
-    """What is left of a child: its status, its raw stdout and its stderr."""
+    """A child that has ended: its status, its stdout as bytes, its stderr."""
 
     def __init__(self, status: int, stdout: bytes, stderr: str) -> None:
         self.status, self.stdout, self.stderr = status, stdout, stderr
@@ -382,14 +382,14 @@ def test_a_job_may_end_the_process(spawn: Spawn, statement: str, status: int | N
         assert ended.status == status
 
 
-def test_ctrl_c_is_the_workers_business(spawn: Spawn) -> None:
+def test_ctrl_c_does_not_end_the_child(spawn: Spawn) -> None:
     child = spawn(body("return 1"))
     child.ask(call("work"))
     child.process.send_signal(signal.SIGINT)
     assert child.ask(call("work"))["result"] == 1
 
 
-def test_a_worker_that_went_away_is_no_crash(spawn: Spawn) -> None:
+def test_the_child_ends_quietly_when_the_worker_is_gone(spawn: Spawn) -> None:
     child = spawn(body("return 1"))
     child.ask(call("work"))
     child.stdout.close()
@@ -423,7 +423,7 @@ def test_an_unreadable_request_ends_the_child(spawn: Spawn, raw: bytes) -> None:
     assert repr(raw[:200]) in ended.stderr
 
 
-def test_serve_refuses_what_it_cannot_call(spawn: Spawn) -> None:
+def test_serve_refuses_an_argument_that_it_cannot_call(spawn: Spawn) -> None:
     ended = spawn("serve('work')").finish()
     assert ended.status == 1
     assert "serve() takes a function or a mapping" in ended.stderr

@@ -1,1 +1,1 @@
-"""Public packages, unmodified, each by the scenario of its own documentation."""
+"""Public packages, unmodified, in the scenarios of their own documentation."""

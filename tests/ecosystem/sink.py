@@ -1,4 +1,4 @@
-"""Takes what an agent sends over HTTP, in place of its vendor."""
+"""An HTTP server that takes what an agent sends to its vendor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class Sink:
-    """What came so far."""
+    """What has arrived so far."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -24,7 +24,7 @@ class Sink:
         """Return what Sentry's client has sent of one kind: "event", "transaction"."""
         found = []
         for body in list(self.bodies):
-            # Behind the envelope's header, each item has one of its own, and then what it holds.
+            # After the envelope's header come items. Each is a header and a payload.
             _, _, rest = body.partition(b"\n")
             while rest.strip():
                 line, _, rest = rest.partition(b"\n")
@@ -42,10 +42,10 @@ class Sink:
 
 @contextmanager
 def http_sink(latency: float = 0.0) -> Iterator[Sink]:
-    """Within this context, a server on 127.0.0.1 answers every POST with an empty object.
+    """Run a server on 127.0.0.1 that answers every POST with an empty object.
 
     Arguments:
-        latency: seconds that it takes to answer, as one that is far away.
+        latency: seconds until it answers, as a distant server would need.
     """
 
     class Handler(BaseHTTPRequestHandler):

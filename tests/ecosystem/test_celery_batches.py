@@ -1,7 +1,7 @@
 """celery-batches, unmodified: its own examples, on prefork and on this pool.
 
-Its tasks hand the pool a function of its own and a list of requests, from Celery's consumer or from
-a timer, and hold back the acknowledgements of the messages until the pool calls back.
+Its tasks give the pool a function of its own and a list of requests, from Celery's consumer or from
+a timer. They acknowledge the messages only when the pool calls back.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def fails(requests):
 def returns(requests):
     for request in requests:
         app.backend.mark_as_done(request.id, "done", request)
-    # Neither pickle nor JSON holds it.
+    # Neither pickle nor JSON can hold it.
     return lambda: requests
 
 @app.task(name="dies", base=Batches, flush_every=1, flush_interval=3600)
@@ -88,7 +88,7 @@ def add(x, y):
 
 
 class Place(NamedTuple):
-    """A project with a worker that runs."""
+    """A project with a running worker."""
 
     work: Workplace
     worker: Worker
@@ -114,7 +114,7 @@ def shared_worker(
     broker: str, pool: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Place]:
     directory = tmp_path_factory.mktemp("batches")
-    # As its documentation says: a worker must be sent as many messages as make a batch.
+    # As its documentation says: a worker must get as many messages as make a batch.
     conf = {"subproc_pool": {}, "worker_prefetch_multiplier": 0}
     with (
         closing(Workplace(directory, broker, CODE, **conf)) as work,
@@ -174,7 +174,7 @@ def test_what_a_batch_returns_need_not_be_sendable(place: Place) -> None:
     assert place.serves()
 
 
-def test_a_batch_whose_child_dies_harms_no_other(place: Place) -> None:
+def test_a_batch_whose_child_dies_does_not_harm_others(place: Place) -> None:
     before = place.children()
     place.send("dies")
     wait_for(lambda: before - place.children(), "the death of a child")

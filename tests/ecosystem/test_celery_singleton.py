@@ -1,8 +1,8 @@
 """celery-singleton, unmodified: the scenarios of its README, on prefork and on this pool.
 
-Its tasks take a lock in Redis when they are sent, and release it in `on_success` and `on_failure`:
-where the task was traced. If its process is lost, neither is called (by Celery 5.3 to 5.6): for
-that there is `lock_expiry`.
+Its tasks take a lock in Redis when they are sent. They release it in `on_success` and `on_failure`,
+in the process that traced the task. Celery 5.3 to 5.6 calls neither if that process is lost; the
+package has `lock_expiry` for that.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ celery_singleton = pytest.importorskip("celery_singleton")
 
 pytestmark = [pytest.mark.ecosystem, pytest.mark.usefixtures("no_garbage_collection")]
 
-#: Both the worker's project and the test, which sends, have these.
+#: Settings of the worker's project and of the test, which sends.
 CODE = """
 from celery_singleton import Singleton
 from ordinary_tasks import wait
@@ -61,7 +61,7 @@ def strict(begun, gate):
 
 
 class Place(NamedTuple):
-    """A project with a worker that runs."""
+    """A project with a running worker."""
 
     work: Workplace
     worker: Worker
@@ -92,7 +92,7 @@ def shared_worker(
 
 
 def _tasks_of(app: Any) -> dict[str, Any]:
-    """Define the tasks for the sender, too."""
+    """Define the tasks for the sender."""
     from tests.support import ordinary_tasks
 
     with pytest.MonkeyPatch.context() as patch:
@@ -104,7 +104,7 @@ def _tasks_of(app: Any) -> dict[str, Any]:
 
 
 class Run(NamedTuple):
-    """One task that goes on until its gate is there."""
+    """A task that runs until its gate exists."""
 
     begun: Path
     gate: Path

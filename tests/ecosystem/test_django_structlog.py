@@ -62,7 +62,7 @@ def charge(amount):
     return amount
 """
 
-#: What a view does, whose request has an id.
+#: What a view does in a request that has an id.
 SENDER = """
 import structlog
 from proj import charge
@@ -99,7 +99,7 @@ def test_the_log_of_a_task_has_the_context_of_who_sent_it(tmp_path: Path, pool: 
 
 
 def records(log: str, logger: str) -> list[dict[str, Any]]:
-    """Return what one logger of the worker's or its processes' has written."""
+    """Return what one logger has written in the worker or its processes."""
     found = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     return [record for record in found if record.get("logger") == logger]
 

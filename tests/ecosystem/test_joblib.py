@@ -1,4 +1,4 @@
-"""joblib's processes, and the tracker of its own that cleans up after them."""
+"""joblib's processes, and joblib's own tracker that cleans up after them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from joblib.externals.loky.backend import resource_tracker
 @app.task(name="parallel")
 def parallel(folder, die):
     pids = Parallel(n_jobs=2)(delayed(os.getpid)() for _ in range(4))
-    # As for the files in which it hands arrays over.
+    # As joblib does for the files in which it passes arrays.
     os.mkdir(folder)
     resource_tracker.register(folder, "folder")
     with open(folder + ".pids", "w") as file:

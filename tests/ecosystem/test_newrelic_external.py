@@ -13,7 +13,7 @@ from tests.support.worker import Project
 pytest.importorskip("newrelic")
 pytestmark = pytest.mark.ecosystem
 
-#: The agent does not look for its vendor, and writes what it would have sent to a file.
+#: The agent does not connect to its vendor. It writes what it would send to a file.
 SETTINGS = """
 [newrelic]
 app_name = proj
@@ -57,7 +57,7 @@ def test_external_tasks_are_transactions(tmp_path: Path) -> None:
         wait_for(lambda: done in worker.log, "the last one")
         worker.process.terminate()
         worker.process.wait(DEADLINE)
-    # What it has gathered is sent at the end.
+    # The agent sends what it has gathered at the end.
     sent = audit.read_text() if audit.exists() else ""
     for name in NAMES:
         assert f"OtherTransaction/Celery/{name}" in sent

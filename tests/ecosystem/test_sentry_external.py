@@ -15,7 +15,7 @@ from .sink import http_sink
 pytest.importorskip("sentry_sdk")
 pytestmark = pytest.mark.ecosystem
 
-#: In front of all else, as Sentry's documentation has it for an app that is imported.
+#: Before all other code, as Sentry's documentation says for an app that is imported.
 INIT = """
 import sentry_sdk
 sentry_sdk.init("{dsn}", traces_sample_rate=1.0)

@@ -1,4 +1,4 @@
-"""`sentry-sdk`, initialised where its documentation does it: failures of tasks arrive."""
+"""`sentry-sdk` reports failures of tasks if it is initialised as its documentation says."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def failing(number):
     raise ValueError("no such order", number)
 """
 
-#: Where it is initialised. (In `worker_process_init` it is too late, on prefork as well.)
+#: Where it is initialised. (`worker_process_init` is too late, on prefork as well.)
 PLACES = {
     "import": "init_sentry()",
     "celeryd_init": "@signals.celeryd_init.connect\ndef init(**_): init_sentry()",
@@ -53,7 +53,7 @@ def test_failures_of_tasks_arrive(tmp_path: Path, place: str, pool: str) -> None
 
 
 def summary(event: dict[str, Any]) -> tuple[str, ...]:
-    """Return what it is about: the task, the release, the exception, the task's id."""
+    """Return the task, the release, the exception and the task's id of an event."""
     [error] = event["exception"]["values"]
     return (
         event["transaction"],

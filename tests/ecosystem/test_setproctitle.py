@@ -1,5 +1,7 @@
-"""Where setproctitle is installed, Celery gives its processes titles, which overwrite what /proc
-shows of their environment."""
+"""With setproctitle, Celery gives its processes titles.
+
+A title overwrites the environment that /proc shows.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ def daemonise():
 
 
 def test_a_copy_in_a_session_of_its_own_ends_with_the_worker(tmp_path: Path) -> None:
-    """It is forked by a task, runs no other program, and carries the title of its child."""
+    """A task forks the copy. It runs no other program and has the title of its child."""
     import setproctitle  # noqa: F401 (without it, this would show nothing)
 
     project = Project(tmp_path, code=CODE)

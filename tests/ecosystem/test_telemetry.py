@@ -1,6 +1,7 @@
-"""Agents that queue what they have to tell, and send it from a thread: nothing is lost when a child
-ends. Each sends to a sink of the test's own. With CSP_TEST_POOL=prefork: what users expect; but New
-Relic, whose agent in a process of prefork has no time to start for one job, loses most of ten.
+"""Agents that queue records and send them from a thread lose nothing when a child ends.
+
+Each agent sends to the test's own sink. `CSP_TEST_POOL=prefork` shows what users expect. Only New
+Relic's agent loses most of ten records there: in a process for one job, it has no time to start.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ pytestmark = pytest.mark.ecosystem
 
 POOL = ("-P", os.environ.get("CSP_TEST_POOL", "celery_subproc_pool:Pool"))
 JOBS = 10
-#: Seconds that Sentry's sink takes to answer.
+#: Seconds until Sentry's sink answers.
 LATENCY = 0.1
 
 
 @pytest.fixture
 def sentry() -> Iterator[Sink]:
-    """Return a sink that is as far away as a real one."""
+    """Return a sink that answers as late as a distant server."""
     with http_sink(LATENCY) as sink:
         yield sink
 
@@ -44,7 +45,7 @@ def fail(number):
 
 
 def fail_all(project: Project) -> None:
-    """Have ten jobs fail."""
+    """Run ten jobs that fail."""
     results = [project.app.send_task("fail", (number,)) for number in range(JOBS)]
     for result in results:
         with pytest.raises(ValueError, match=r"^\d$"):
@@ -69,7 +70,7 @@ newrelic.agent.initialize()
 
 
 def errors_sent(audit: Path) -> int:
-    """Return how many failures the agents of all processes have sent, as each counts its own."""
+    """Return how many failures the agents have sent. Each process counts its own."""
     counts = re.findall(
         r"Supportability/Events/TransactionError/Sent', [^\[]*\[(\d+),", audit.read_text()
     )
@@ -78,7 +79,7 @@ def errors_sent(audit: Path) -> int:
 
 @pytest.mark.parametrize("recycling", [True, False])
 def test_new_relic(tmp_path: Path, recycling: bool) -> None:
-    """In its developer mode, the agent sends to nobody; what it would is in a file."""
+    """In its developer mode, the agent writes what it would send to a file."""
     audit = tmp_path / "audit"
     project = Project(tmp_path, code=NEW_RELIC + FAIL)
     words = ("--max-tasks-per-child", "1") if recycling else ()

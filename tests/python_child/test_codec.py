@@ -43,14 +43,14 @@ def there_and_back(*arguments: Any) -> tuple[Any, ...]:
 @unhurried
 @given(headers=st.dictionaries(st.text(), JSON | OTHERS, max_size=5), body=st.text() | st.binary())
 @pytest.mark.parametrize("content_encoding", ["utf-8", "binary"])
-def test_a_message_arrives_as_it_came(headers: Any, body: Any, content_encoding: str) -> None:
+def test_a_task_message_arrives_unchanged(headers: Any, body: Any, content_encoding: str) -> None:
     headers.pop("args", None)
     headers.pop("kwargs", None)
     sent = ("a.task", "the id", {**headers, "args": (1,), "kwargs": {}}, body)
     name, task_id, request, received, *content = there_and_back(*sent, "text/x", content_encoding)
     assert (name, task_id, content) == ("a.task", "the id", ["text/x", content_encoding])
     assert request == headers
-    # Text that is marked as such may come decoded: kombu takes either.
+    # A body marked as utf-8 may arrive as str: kombu takes either.
     assert received in (
         body,
         body.decode() if is_text(body) and content_encoding != "binary" else body,
@@ -66,24 +66,24 @@ def is_text(body: Any) -> bool:
         return False
 
 
-def test_a_body_that_was_deserialized_already() -> None:
-    """As Celery has it for messages of its first protocol."""
+def test_a_body_that_is_already_deserialized_arrives_unchanged() -> None:
+    """Celery passes such a body for messages of its first protocol."""
     body = ([decimal.Decimal("1.5")], {"when": datetime.date(2026, 11, 23)}, {})
     assert there_and_back("a", "the id", {"id": "x"}, body, None, None)[3] == body
 
 
-def test_a_memoryview_is_a_body_too() -> None:
+def test_a_memoryview_body_arrives_as_bytes() -> None:
     for headers in ({}, {"when": datetime.datetime(2026, 11, 23)}):
         found = there_and_back("a", "the id", headers, memoryview(b"\xff1"), "x", "binary")
         assert found[3] == b"\xff1"
 
 
-def test_what_cannot_leave_the_process_is_an_error() -> None:
+def test_a_request_that_cannot_be_pickled_is_an_error() -> None:
     with pytest.raises((AttributeError, pickle.PicklingError)):
         encode_task("x", ("a", "x", {"lock": lambda: None}, "[]", "json", "utf-8"))
 
 
-# -- ends
+# -- the reply
 
 
 def end_of(app: Celery, end: End) -> End:
@@ -102,11 +102,11 @@ def raised(exc: BaseException, internal: bool = False) -> ExceptionInfo:
 
 @unhurried
 @given(text=st.text(), runtime=st.floats(0, 1e6))
-def test_a_success_keeps_its_words(app: Celery, text: str, runtime: float) -> None:
+def test_a_success_keeps_its_text_and_runtime(app: Celery, text: str, runtime: float) -> None:
     assert end_of(app, End(False, (0, text, runtime))) == End(False, (0, text, runtime))
 
 
-def test_a_success_may_have_words_that_utf8_lacks(app: Celery) -> None:
+def test_a_success_may_have_text_that_utf8_lacks(app: Celery) -> None:
     assert end_of(app, End(False, (0, "\ud800", 0.1))).result[1] == "\\ud800"
 
 
@@ -118,7 +118,7 @@ class Odd(Exception):
 
 
 class Refuses(Reject):
-    """A project's own kind of Celery's exception."""
+    """A project's class that derives from an exception of Celery's."""
 
 
 @pytest.mark.parametrize("escaped", [False, True])
@@ -132,7 +132,7 @@ class Refuses(Reject):
     ],
     ids=lambda exc: type(exc).__name__,
 )
-def test_an_exception_keeps_its_type_and_words(app: Celery, exc: Exception, escaped: bool) -> None:
+def test_an_exception_keeps_its_type_and_text(app: Celery, exc: Exception, escaped: bool) -> None:
     einfo = raised(exc)
     end = end_of(app, End(escaped, einfo if escaped else (1, einfo, 0.5)))
     assert end.escaped == escaped
@@ -147,7 +147,7 @@ def test_an_exception_keeps_its_type_and_words(app: Celery, exc: Exception, esca
     assert einfo.traceback in str(found.exception.__cause__)
 
 
-def test_a_memory_error_does_not_reach_celery_which_would_end_the_worker(app: Celery) -> None:
+def test_a_memory_error_becomes_an_error_that_does_not_end_the_worker(app: Celery) -> None:
     for escaped in (False, True):
         einfo = raised(MemoryError("none left"))
         end = end_of(app, End(escaped, einfo if escaped else (1, einfo, 0.5)))
@@ -156,13 +156,13 @@ def test_a_memory_error_does_not_reach_celery_which_would_end_the_worker(app: Ce
         assert str(exc) == "the task ran out of memory: none left"
 
 
-def test_an_odd_time_of_a_retry_stays_words(app: Celery) -> None:
+def test_an_odd_time_of_a_retry_becomes_its_repr(app: Celery) -> None:
     retry = Retry("why", when=datetime.timedelta(seconds=3))
     found = end_of(app, End(False, (1, raised(retry), None))).result[1].exception
     assert (found.message, found.when) == ("why", "datetime.timedelta(seconds=3)")
 
 
-def test_celerys_own_exceptions_mean_the_same(app: Celery) -> None:
+def test_celerys_own_exceptions_keep_their_meaning(app: Celery) -> None:
     retry = Retry("why", ValueError("cause"), 30)
     found = end_of(app, End(False, (1, raised(retry), None))).result[1].exception
     assert isinstance(found, Retry)
@@ -184,14 +184,14 @@ def test_celerys_own_exceptions_mean_the_same(app: Celery) -> None:
 @pytest.mark.parametrize(
     "exc", [Odd(uuid.uuid4()), ValueError("x" * 5_000_000), ValueError("\ud800")]
 )
-def test_an_exception_that_is_hard_to_send_arrives_curtailed(app: Celery, exc: Exception) -> None:
+def test_an_exception_that_is_hard_to_send_arrives_shortened(app: Celery, exc: Exception) -> None:
     line = encode_end(app, "the id", End(False, (1, raised(exc), None)))
     assert len(line) < 2_000_000
     found = end_of(app, End(False, (1, raised(exc), None))).result[1].exception
     assert isinstance(found, type(exc))
 
 
-def test_a_class_that_the_worker_lacks_is_replaced_by_one_of_its_name(app: Celery) -> None:
+def test_an_exception_class_that_the_worker_lacks_is_made_by_name(app: Celery) -> None:
     reply = decode_traced(
         b'{"id":"x","status":"traced",'
         b'"raised":{"type":"CardError","module":"billing","args":["no funds"]}}'
@@ -201,7 +201,7 @@ def test_a_class_that_the_worker_lacks_is_replaced_by_one_of_its_name(app: Celer
     assert (type(found).__name__, found.args) == ("CardError", ("no funds",))
 
 
-def test_what_is_no_exception_is_not_made(app: Celery) -> None:
+def test_a_name_that_is_no_exception_class_is_refused(app: Celery) -> None:
     reply = decode_traced(
         b'{"id":"x","status":"traced","raised":{"type":"getcwd","module":"os","args":[]}}'
     )
@@ -209,5 +209,5 @@ def test_what_is_no_exception_is_not_made(app: Celery) -> None:
     assert "Expected an exception class" in str(decode_end(app, reply).result[1].exception)
 
 
-def test_what_a_callable_returned_is_no_success_of_a_task(app: Celery) -> None:
+def test_the_value_of_a_call_is_marked_as_returned(app: Celery) -> None:
     assert end_of(app, End(False, [1, "two"], returned=True)) == End(False, [1, "two"], True)

@@ -1,4 +1,4 @@
-"""What the worker's configuration has beside what importing brings: the children have it."""
+"""Children get settings of the worker that importing the app does not bring."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.projects import CELERY, RESULTS, Shaped, another_venv
 
 POOL = ("-P", "celery_subproc_pool:Pool", "-c", "1")
 
-#: An app that by itself has neither the broker, nor the backend, nor the queue of the worker.
+#: An app whose module sets neither the broker, nor the backend, nor the queue of the worker.
 MODULE = """
 {header}
 app.conf.update(
@@ -38,7 +38,7 @@ def setting(name):
     return value() if callable(value) else value
 """
 
-#: A launcher with options of its own, as many projects have one.
+#: A launcher that changes settings, as many projects have.
 LAUNCHER = """
 import sys
 from one import app, Own
@@ -74,7 +74,7 @@ def ask(project: Shaped, name: str, *args: Any) -> Any:
 
 
 @pytest.mark.parametrize("other", [False, True], ids=["own interpreter", "another interpreter"])
-def test_what_a_launcher_has_set(tmp_path: Path, other: bool) -> None:
+def test_children_have_the_settings_that_a_launcher_made(tmp_path: Path, other: bool) -> None:
     python = {"executable": another_venv(tmp_path / "venv", equipped=True)} if other else {}
     project = launched(tmp_path, **python)
     with project.worker(*POOL) as worker:
@@ -82,9 +82,9 @@ def test_what_a_launcher_has_set(tmp_path: Path, other: bool) -> None:
         assert inner.get(timeout=DEADLINE, interval=0.02) == "hunter2"
         assert ask(project, "setting", "task_default_queue") == "theirs"
         assert ask(project, "setting", "tenant") == {"name": "acme", "plans": ["a", "b"]}
-        # What can't be sent is there all the same if importing brings it.
+        # It can't be sent, but importing brings it.
         assert ask(project, "setting", "kept") == "as imported"
-        # Which of two objects is meant can't be told: the interpreter's own stays.
+        # These objects can't be compared, so the child keeps its own.
         assert ask(project, "setting", "own") == "imported"
         assert ask(project, "setting", "hook") is None
         assert worker.log.count("the setting hook") == 1
@@ -92,7 +92,7 @@ def test_what_a_launcher_has_set(tmp_path: Path, other: bool) -> None:
         assert "hunter2" not in re.sub(r"Task setting.*succeeded.*", "", worker.log)
 
 
-def test_what_is_named_once_stays_so_when_children_are_replaced(tmp_path: Path) -> None:
+def test_a_missing_setting_is_logged_once_also_when_children_are_replaced(tmp_path: Path) -> None:
     project = launched(tmp_path, max_jobs=1)
     with project.worker(*POOL) as worker:
         assert ask(project, "setting", "tenant")["name"] == "acme"
@@ -100,8 +100,8 @@ def test_what_is_named_once_stays_so_when_children_are_replaced(tmp_path: Path) 
         assert worker.log.count("the setting hook") == 1
 
 
-def test_a_source_of_configuration_that_is_chosen_at_run_time(tmp_path: Path) -> None:
-    """The module that is named last counts, with what it has of its own."""
+def test_a_configuration_module_that_is_chosen_at_run_time(tmp_path: Path) -> None:
+    """The last module counts, also with settings that are not Celery's."""
     probe = launched(tmp_path)
     transport = {
         "broker_transport_options": probe.app.conf.broker_transport_options,
@@ -132,7 +132,7 @@ def test_a_source_of_configuration_that_is_chosen_at_run_time(tmp_path: Path) ->
         assert "do without" not in worker.log
 
 
-def test_nothing_is_said_where_importing_brings_all(tmp_path: Path) -> None:
+def test_nothing_is_logged_if_importing_brings_all_settings(tmp_path: Path) -> None:
     text = MODULE.replace("cache+memory://", f"{RESULTS}{tmp_path / 'results'}")
     text = text.replace("memory://", "filesystem://")
     project = Shaped(tmp_path, {"one.py": text}, [*CELERY, "-A", "one"])
@@ -141,8 +141,8 @@ def test_nothing_is_said_where_importing_brings_all(tmp_path: Path) -> None:
         assert "do without" not in worker.log
 
 
-def test_what_names_the_workers_own_library_stays_the_interpreters(tmp_path: Path) -> None:
-    """A path below the library of one environment means nothing in another's."""
+def test_a_child_on_another_interpreter_keeps_its_own_library_paths(tmp_path: Path) -> None:
+    """A path in the library of one virtual environment is wrong in another."""
     python = another_venv(tmp_path / "venv", equipped=True)
     code = (
         "import sysconfig\n"

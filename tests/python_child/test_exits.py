@@ -1,4 +1,4 @@
-"""What a Python child does before it goes: what is registered with `atexit`, within a bound."""
+"""A Python child runs exit handlers when it ends, but only for `exit_grace` seconds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def note(path, word):
 @app.task(name="register")
 def register(path):
     atexit.register(note, path, "ran")
-    # As an agent that sends what it has queued from a thread.
+    # Like an agent that queues records and sends them at the exit.
     target = logging.FileHandler(path)
     handler = logging.handlers.MemoryHandler(1000, target=target)
     logging.getLogger("queueing").addHandler(handler)
@@ -56,7 +56,7 @@ def lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def test_each_recycled_child_runs_what_is_registered(tmp_path: Path) -> None:
+def test_each_recycled_child_runs_its_exit_handlers(tmp_path: Path) -> None:
     proj, path = project(tmp_path), tmp_path / "ends"
     with proj.worker(*POOL, "-c", "1", "--max-tasks-per-child", "1") as worker:
         pids = [ask(proj, "register", str(path)) for _ in range(3)]
@@ -66,7 +66,7 @@ def test_each_recycled_child_runs_what_is_registered(tmp_path: Path) -> None:
     assert sorted(lines(path)) == ["flushed"] * 3 + ["ran"] * 3
 
 
-def test_a_warm_stop_runs_what_is_registered(tmp_path: Path) -> None:
+def test_a_warm_stop_runs_exit_handlers(tmp_path: Path) -> None:
     proj, path = project(tmp_path), tmp_path / "ends"
     with proj.worker(*POOL, "-c", "2") as worker:
         ask(proj, "register", str(path))
@@ -74,7 +74,7 @@ def test_a_warm_stop_runs_what_is_registered(tmp_path: Path) -> None:
     assert sorted(lines(path)) == ["flushed", "ran"]
 
 
-def test_a_task_that_exits_runs_what_is_registered(tmp_path: Path) -> None:
+def test_a_task_that_exits_runs_exit_handlers(tmp_path: Path) -> None:
     proj, path = project(tmp_path), tmp_path / "ends"
     with proj.worker(*POOL, "-c", "1"):
         with pytest.raises(WorkerLostError, match="exitcode 3"):
@@ -82,7 +82,7 @@ def test_a_task_that_exits_runs_what_is_registered(tmp_path: Path) -> None:
         assert lines(path) == ["ran"]
 
 
-def test_a_child_that_is_killed_runs_nothing(tmp_path: Path) -> None:
+def test_a_killed_child_runs_no_exit_handler(tmp_path: Path) -> None:
     proj, path = project(tmp_path), tmp_path / "ends"
     with proj.worker(*POOL, "-c", "1") as worker:
         with pytest.raises(WorkerLostError, match="SIGKILL"):
@@ -91,7 +91,7 @@ def test_a_child_that_is_killed_runs_nothing(tmp_path: Path) -> None:
     assert lines(path) == []
 
 
-def test_what_fails_is_told_and_keeps_nothing_from_running(tmp_path: Path) -> None:
+def test_an_exit_handler_that_fails_is_logged_and_the_others_run(tmp_path: Path) -> None:
     proj, path = project(tmp_path), tmp_path / "ends"
     with proj.worker(*POOL, "-c", "1") as worker:
         ask(proj, "register_fault", str(path))
@@ -100,8 +100,8 @@ def test_what_fails_is_told_and_keeps_nothing_from_running(tmp_path: Path) -> No
     assert lines(path) == ["ran"]
 
 
-def test_what_hangs_is_left_after_exit_grace(tmp_path: Path) -> None:
-    # Longer than the test may take: nothing else ends it.
+def test_a_child_leaves_an_exit_handler_that_hangs_after_exit_grace(tmp_path: Path) -> None:
+    # `stop_timeout` is longer than the test may take, so only `exit_grace` can end the child.
     proj, path = project(tmp_path, exit_grace=0.3, stop_timeout=10 * DEADLINE), tmp_path / "ends"
     with proj.worker(*POOL, "-c", "1") as worker:
         ask(proj, "register_hang", str(path))
@@ -110,7 +110,7 @@ def test_what_hangs_is_left_after_exit_grace(tmp_path: Path) -> None:
     assert lines(path) == []
 
 
-def test_that_something_hangs_is_logged_where_all_else_is(tmp_path: Path) -> None:
+def test_the_warning_about_a_hanging_exit_handler_is_in_the_workers_log(tmp_path: Path) -> None:
     proj = project(tmp_path, exit_grace=0.3, stop_timeout=10 * DEADLINE)
     words = re.compile(
         r"WARNING/SubprocPoolWorker-1\] Child with pid \d+: .* not done after 0\.3 s"
@@ -159,10 +159,10 @@ def keep_threads(path):
 @pytest.mark.parametrize("busy", [False, True])
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.parametrize("kind", ["keep_executor", "keep_pool"])
-def test_the_processes_that_a_child_works_with_go_when_it_is_recycled(
+def test_processes_of_executors_end_when_their_child_is_recycled(
     tmp_path: Path, kind: str, method: str, busy: bool
 ) -> None:
-    """They are of no use without it, unlike programs that it has started."""
+    """They are useless without the child, unlike programs that a task has started."""
     conf = {"subproc_pool": {"python": {"exit_grace": 0.5 if busy else 2 * DEADLINE}}}
     proj = Project(tmp_path, conf=conf, code=CODE + KEPT)
     with proj.worker(*POOL, "-c", "1", "--max-tasks-per-child", "1") as worker:
@@ -173,7 +173,7 @@ def test_the_processes_that_a_child_works_with_go_when_it_is_recycled(
         assert late == (busy and kind == "keep_executor")
 
 
-def test_what_threads_of_an_executor_have_in_hand_is_done(tmp_path: Path) -> None:
+def test_threads_of_an_executor_finish_what_they_have_begun(tmp_path: Path) -> None:
     proj, path = Project(tmp_path, code=CODE + KEPT), tmp_path / "ends"
     with proj.worker(*POOL, "-c", "1") as worker:
         ask(proj, "keep_threads", str(path))

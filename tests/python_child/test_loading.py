@@ -1,4 +1,4 @@
-"""How Python children come by the app: each way in which a worker can be started."""
+"""Python children find the app, in whatever way the worker was started."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if __name__ == "__main__":
     app.worker_main(sys.argv[1:])
 """
 
-#: Files, and how the worker is started.
+#: The project's files, and the command that starts the worker.
 SHAPES: dict[str, tuple[dict[str, str], list[str]]] = {
     "a module": ({"one.py": "{header}" + TASK}, [*CELERY, "-A", "one"]),
     "a package with celery.py": (
@@ -98,7 +98,7 @@ SHAPES: dict[str, tuple[dict[str, str], list[str]]] = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_app_is_loaded_as_the_worker_came_by_it(tmp_path: Path, shape: str) -> None:
+def test_children_load_the_app_of_the_worker(tmp_path: Path, shape: str) -> None:
     files, start = SHAPES[shape]
     project = Shaped(tmp_path, files, start)
     with project.worker(*POOL) as worker:
@@ -126,7 +126,7 @@ def test_a_configuration_module_and_no_app(tmp_path: Path) -> None:
 
 
 def test_broker_and_backend_given_on_the_command_line(tmp_path: Path) -> None:
-    """The code of the app names others: a child that missed it could neither store nor send."""
+    """The app's code names others. A child with those could neither store nor send."""
     text = "{header}\napp.conf.update(broker_url='memory://', result_backend='cache+memory://')\n"
     given = ["-b", "filesystem://", "--result-backend", f"{RESULTS}{tmp_path / 'results'}"]
     project = Shaped(

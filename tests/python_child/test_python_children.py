@@ -1,7 +1,7 @@
-"""An ordinary project's tasks on Python children: what prefork does, and what it can't.
+"""An ordinary project's tasks on Python children: what works as on prefork, and what only here.
 
-With CSP_TEST_POOL=prefork in the environment, the tests that are not about the pool itself run on
-prefork: that is how it was seen what they must expect.
+With `CSP_TEST_POOL=prefork`, the tests that are not about this pool itself run on prefork. That
+shows what they must expect.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CODE = "app.conf.include = ['ordinary_tasks']\n"
 
 @pytest.fixture(scope="module")
 def shared_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A worker for all tests that leave it as it was."""
+    """A worker for all tests that don't change it."""
     directory = tmp_path_factory.mktemp("ordinary")
     conf = {"accept_content": ["json", "pickle", "yaml", "application/x-python-serialize"]}
     project = Project(directory, conf=conf, code=CODE)
@@ -64,7 +64,7 @@ def test_serializers_and_compression(it: Running, serializer: str, compression: 
     assert it.get("echo", {"a": [1, "ü"]}, **options) == [[{"a": [1, "ü"]}], {}]
 
 
-def test_a_pickled_argument_arrives_as_it_was(it: Running) -> None:
+def test_a_pickled_argument_arrives_unchanged(it: Running) -> None:
     day = datetime.date(2026, 11, 23)
     assert it.get("add", day, datetime.timedelta(1), serializer="pickle") == datetime.date(
         2026, 11, 24
@@ -128,7 +128,7 @@ def test_an_exception_that_is_hard_to_send(it: Running, kind: str, message: str)
 
 
 @pytest.mark.skipif(celery.VERSION < (5, 7), reason="older ones can't store it, on prefork too")
-def test_an_exception_that_is_no_exception(it: Running) -> None:
+def test_a_base_exception_of_a_task(it: Running) -> None:
     result = it.send("fail", "base")
     with pytest.raises(Exception, match="stop"):
         get(result)
@@ -192,7 +192,7 @@ def test_a_lost_job_is_retried_as_often_as_celery_says(it: Running) -> None:
     assert it.get("retried_when_lost", deaths) == deaths
 
 
-def test_a_failed_job_that_is_not_to_be_acked_is_rejected(it: Running, tmp_path: Path) -> None:
+def test_a_failed_job_is_rejected_if_failures_are_not_acked(it: Running, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     with pytest.raises(Exception, match="7"):
         it.get("fail_unacked", str(runs))
@@ -272,7 +272,7 @@ def test_links_and_errbacks(it: Running, tmp_path: Path) -> None:
     wait_for(failed.exists, "the errback")
 
 
-def test_waiting_for_another_task_inside_of_one_is_refused(it: Running) -> None:
+def test_a_task_may_not_wait_for_another_task(it: Running) -> None:
     with pytest.raises(RuntimeError, match=r"Never call result.get\(\) within a task"):
         get(it.send("joining"))
 
@@ -286,7 +286,7 @@ def test_a_task_sends_another(it: Running) -> None:
 
 
 @pytest.mark.parametrize("again", range(2))
-def test_what_a_task_prints_stays_out_of_the_wire(it: Running, again: int) -> None:
+def test_a_tasks_prints_stay_out_of_the_wire(it: Running, again: int) -> None:
     before = it.worker.log
     assert it.get("noisy") == ""
     new = it.worker.log[len(before) :]
@@ -301,7 +301,7 @@ def test_a_task_that_reads_stdin_reads_nothing(it: Running) -> None:
 
 
 @ours
-def test_a_task_that_closes_the_standard_descriptors_harms_nobody(it: Running) -> None:
+def test_a_task_that_closes_the_standard_descriptors_does_no_harm(it: Running) -> None:
     for _ in range(4):
         assert it.get("closing") is None
     assert it.get("add", 1, 2) == 3
@@ -333,14 +333,14 @@ def test_a_task_that_runs_out_of_memory_fails_and_the_worker_goes_on(
 
 
 @ours
-def test_a_forked_copy_of_the_child_answers_nothing(it: Running) -> None:
+def test_a_forked_copy_of_the_child_sends_no_reply(it: Running) -> None:
     for _ in range(4):
         pid = it.get("forking")
         assert pid in {child.pid for child in it.worker.children()}
     assert it.get("add", 1, 2) == 3
 
 
-# -- what prefork can't
+# -- what works only here
 
 
 @ours
@@ -357,20 +357,20 @@ def test_a_revoke_lets_multiprocessing_end_its_processes(
     begun, ended = tmp_path / "begun", tmp_path / "ended"
     result = it.send("half_idle", method, str(begun), str(ended))
     wait_for(begun.exists, "the processes")
-    # Were they signalled too, the one with nothing to do would die with the lock of the queue.
+    # Only the child may get the signal: an idle process would die holding the queue's lock.
     result.revoke(terminate=True)
     wait_for(ended.exists, "the end of the task")
 
 
 @ours
-def test_a_copy_that_a_task_forks_ends_on_sigterm_as_any_process(it: Running) -> None:
-    # `multiprocessing` waits for it.
+def test_a_copy_that_a_task_forks_ends_on_sigterm(it: Running) -> None:
+    # `multiprocessing` waits for such a copy.
     assert it.get("end_copy", False) == -signal.SIGTERM
     assert it.get("end_copy", True) == 7
 
 
 @ours
-def test_a_child_has_no_descriptor_of_the_workers(it: Running) -> None:
+def test_a_child_inherits_no_descriptor_of_the_worker(it: Running) -> None:
     worker = psutil.Process(it.worker.process.pid)
     folder = f"/proc/{worker.pid}/fd"
     theirs = {os.readlink(f"{folder}/{number}") for number in os.listdir(folder)}
@@ -380,13 +380,13 @@ def test_a_child_has_no_descriptor_of_the_workers(it: Running) -> None:
         assert not {entry for entry in found if entry.startswith("socket:")}
         pipes = {entry for entry in found & theirs if entry.startswith("pipe:")}
         assert len(pipes) == 2, "its stdin and stdout, and no sibling's"
-        # Some libraries hold themselves open, in each process anew: libffi on newer systems.
+        # Some libraries, such as libffi on newer systems, hold their own file open in each process.
         libraries = {entry for entry in found if ".so" in Path(entry).suffixes}
         assert found & theirs <= inherited | pipes | libraries
 
 
 @ours
-def test_a_child_is_a_session_of_its_own(it: Running) -> None:
+def test_a_child_has_its_own_session(it: Running) -> None:
     facts = it.get("facts")
     assert facts["session"] == facts["pid"]
     assert facts["ppid"] == it.worker.process.pid

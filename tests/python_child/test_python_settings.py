@@ -1,4 +1,4 @@
-"""The settings of Python children, and their start: real workers, real interpreters."""
+"""The settings of Python children, and how they start. Real workers, real interpreters."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from tests.support.worker import Project
 POOL = ("-P", "celery_subproc_pool:Pool")
 INCLUDE = "app.conf.include = ['ordinary_tasks']\n"
 
-#: An interpreter that has Celery and this package, of another version than this one.
+#: An interpreter of another version, with Celery and this package.
 OTHER_PYTHON = "CSP_OTHER_PYTHON"
 
-#: What makes only the children of a worker do something when they load the app.
+#: Code for the app that only a worker's children run when they load it.
 IN_CHILD = "import os, sys, time\nif 'CELERY_SUBPROC_POOL_SLOT' in os.environ:\n"
 
 
@@ -70,7 +70,7 @@ def test_a_worker_with_children_on_another_version_of_python(tmp_path: Path) -> 
         assert inner.get(timeout=DEADLINE, interval=0.02) == 5
 
 
-def test_an_interpreter_that_lacks_what_is_needed(tmp_path: Path) -> None:
+def test_an_interpreter_that_lacks_packages(tmp_path: Path) -> None:
     python = another_venv(tmp_path / "venv", equipped=False)
     log = failed_start(project_with(tmp_path, executable=python))
     assert f"subproc_pool.python.executable: {python!r} lacks celery, msgspec," in log
@@ -85,7 +85,7 @@ def test_an_interpreter_with_another_release_of_this_package(
 ) -> None:
     python = another_venv(tmp_path / "venv", equipped=True)
     [library] = (tmp_path / "venv").glob("lib/python*/site-packages")
-    # Before the one that the environment is equipped with.
+    # This stands on the path before the installed one.
     package = library / "celery_subproc_pool"
     package.mkdir()
     (package / "__init__.py").write_text(text)
@@ -104,7 +104,7 @@ def test_an_interpreter_with_another_release_of_this_package(
     assert expected in done.stdout
 
 
-def test_the_release_stands_in_one_place() -> None:
+def test_the_release_is_written_in_one_place() -> None:
     assert importlib.metadata.version("celery-subproc-pool") == celery_subproc_pool.__version__
 
 
@@ -114,7 +114,7 @@ def test_an_executable_that_is_no_python(tmp_path: Path) -> None:
 
 
 def failed_start(project: Project, *words: str) -> str:
-    """Return the log of a worker that does not start, and leaves nothing behind."""
+    """Return the log of a worker that does not start and leaves no process behind."""
     done = project.run("worker", *POOL, "-c", "2", *words)
     assert done.returncode != 0
     assert " ready." not in done.stdout
@@ -133,7 +133,7 @@ def test_a_wrapper_that_becomes_the_child(tmp_path: Path) -> None:
 
 
 def test_a_wrapper_that_stays_beside_the_child(tmp_path: Path) -> None:
-    """Limits and revokes reach the process that does the work, and both of them go."""
+    """Limits and revokes reach the process that does the work. Both processes end."""
     project = project_with(tmp_path, wrapper=["sh", "-c", '"$@"; exit $?', "sh"])
     with project.worker(*POOL, "-c", "1") as worker:
         [shell] = worker.children()
@@ -173,7 +173,7 @@ def test_stderr(tmp_path: Path, stderr: str) -> None:
     project = project_with(tmp_path, stderr=stderr)
     with project.worker(*POOL, "-c", "1") as worker:
         assert ask(project, "noisy") == ""
-        # The child's own log goes the same way: `null` is for projects that log elsewhere.
+        # The child's own log goes there too: `null` is for projects that log elsewhere.
         lines = {
             "log": r"INFO/MainProcess\] \[python#0 pid \d+.*\] raw bytes$",
             "inherit": "^raw bytes$",
@@ -188,8 +188,10 @@ def test_stderr(tmp_path: Path, stderr: str) -> None:
 # -- the start
 
 
-def test_the_worker_is_ready_when_its_children_are_which_boot_at_once(tmp_path: Path) -> None:
-    """Each child waits, while it loads the app, until all of them do."""
+def test_the_worker_is_ready_when_its_children_are_booted_in_parallel(
+    tmp_path: Path,
+) -> None:
+    """Each child waits, while it loads the app, until all children do."""
     meeting = tmp_path / "meeting"
     meeting.mkdir()
     code = (
@@ -208,7 +210,7 @@ def test_an_app_that_the_children_cannot_load(tmp_path: Path) -> None:
     log = failed_start(project_with(tmp_path, code=f"{IN_CHILD}    import nothing_there\n"))
     assert "The pool can't start: no child of the group python came up: " in log
     assert "can't load the app: ModuleNotFoundError: No module named 'nothing_there'" in log
-    # The traceback, once, and nothing of it in the lines about each child.
+    # The traceback is there once, and not in the lines about each child.
     assert log.count("Traceback (most recent call last)") == 1
     assert "in <module>\n    import nothing_there" in log
 
@@ -225,7 +227,7 @@ def test_children_that_end_while_they_load_the_app(tmp_path: Path, death: str, r
     assert "its last stderr lines: last words" in log
 
 
-def test_a_child_that_does_not_come_up_in_time_is_named_with_its_last_words(tmp_path: Path) -> None:
+def test_a_boot_that_takes_too_long_is_logged_with_the_last_lines(tmp_path: Path) -> None:
     code = f"{IN_CHILD}    print('waiting for the moon', file=sys.stderr)\n    time.sleep(1000)\n"
     log = failed_start(project_with(tmp_path, code=code, start_timeout=2))
     assert "no child of the group python came up: it was not ready within 2 s" in log
@@ -249,7 +251,7 @@ def test_a_worker_can_be_stopped_while_its_children_boot(tmp_path: Path) -> None
     assert process.wait(DEADLINE) == 0
 
 
-def test_one_child_that_fails_is_tried_again_and_the_others_serve(tmp_path: Path) -> None:
+def test_a_child_that_fails_to_boot_is_tried_again_while_others_serve(tmp_path: Path) -> None:
     failed = tmp_path / "failed"
     code = (
         f"{IN_CHILD}    if os.environ['CELERY_SUBPROC_POOL_SLOT'] == '1'"
@@ -317,7 +319,7 @@ def test_external_and_python_children_in_one_worker(tmp_path: Path) -> None:
         assert python in of["python"]
 
 
-def test_python_children_start_only_where_there_is_a_task_for_them(tmp_path: Path) -> None:
+def test_python_children_start_only_if_a_task_needs_them(tmp_path: Path) -> None:
     children = {"obeys": {"argv": python_child("obeys"), "tasks": ["do.it"], "size": 1}}
     project = Project(tmp_path, conf={"subproc_pool": {"children": children}})
     with project.worker(*POOL, "-c", "1") as worker:

@@ -1,4 +1,4 @@
-"""What a worker does before its pool starts, as its tasks see it: real workers.
+"""Tasks see what the worker does before its pool starts: signals, bootsteps. Real workers.
 
 With `CSP_TEST_POOL=prefork` most of it shows what users are used to.
 """
@@ -87,11 +87,19 @@ def project_with(directory: Path, code: str = "", **python: Any) -> Project:
     return project
 
 
+def launched(directory: Path, launcher: str, old: str, new: str) -> Shaped:
+    """Return a project that the script `launcher` starts, with `new` for `old` in the code."""
+    files = {"one.py": "{header}" + CODE.replace(old, new), "launcher.py": launcher}
+    project = Shaped(directory, files, ["launcher.py"])
+    project.app.conf.task_default_queue = "chosen"
+    return project
+
+
 def seen_by_a_task(project: Project) -> Any:
     return project.app.send_task("seen").get(timeout=DEADLINE, interval=0.02)
 
 
-def test_what_prefork_inherits_and_children_do_again(tmp_path: Path) -> None:
+def test_children_repeat_what_prefork_processes_inherit(tmp_path: Path) -> None:
     project = project_with(tmp_path)
     words = ("--ini", "production.ini", "--tenant", "acme")
     with project.worker(*WORDS, *words) as worker:
@@ -108,7 +116,7 @@ def test_what_prefork_inherits_and_children_do_again(tmp_path: Path) -> None:
 
 
 @ours
-def test_what_tasks_do_not_see_is_named_once(tmp_path: Path) -> None:
+def test_receivers_that_only_the_worker_runs_are_logged_once(tmp_path: Path) -> None:
     project = project_with(tmp_path, WORKERS_OWN)
     with project.worker(*WORDS) as worker:
         found = seen_by_a_task(project)
@@ -118,7 +126,7 @@ def test_what_tasks_do_not_see_is_named_once(tmp_path: Path) -> None:
         assert worker.log.count(f"{said} (celeryd_after_setup). If they should") == 1
 
 
-def test_what_the_setting_names_is_done_again(tmp_path: Path) -> None:
+def test_children_repeat_what_the_setting_names(tmp_path: Path) -> None:
     every = ["user_preload_options", "celeryd_init", "worker_init", "bootsteps"]
     project = project_with(tmp_path, WORKERS_OWN, replay=[*every, "celeryd_after_setup"])
     with project.worker(*WORDS) as worker:
@@ -129,7 +137,7 @@ def test_what_the_setting_names_is_done_again(tmp_path: Path) -> None:
 
 
 @ours
-def test_nothing_is_done_again_where_the_setting_says_so(tmp_path: Path) -> None:
+def test_children_repeat_nothing_if_the_setting_is_empty(tmp_path: Path) -> None:
     project = project_with(tmp_path, replay=[])
     with project.worker(*WORDS) as worker:
         assert seen_by_a_task(project) == {"queue": "chosen"}
@@ -143,7 +151,7 @@ def test_nothing_is_done_again_where_the_setting_says_so(tmp_path: Path) -> None
 
 
 @ours
-def test_a_bootstep_that_needs_the_worker_is_named_once(tmp_path: Path) -> None:
+def test_a_bootstep_that_fails_in_children_is_logged_once(tmp_path: Path) -> None:
     code = (
         "\nif 'CELERY_SUBPROC_POOL_SLOT' in os.environ: app.steps['worker'].add(Fails)\n"
         "@signals.celeryd_init.connect\ndef breaks(**_):\n"
@@ -159,7 +167,7 @@ def test_a_bootstep_that_needs_the_worker_is_named_once(tmp_path: Path) -> None:
 
 
 @ours
-def test_receivers_that_importing_does_not_bring_are_named_once(tmp_path: Path) -> None:
+def test_receivers_that_importing_does_not_bring_are_logged_once(tmp_path: Path) -> None:
     launcher = (
         "import sys\nfrom celery.signals import celeryd_init\nfrom one import app\n"
         "def main():\n"
@@ -168,12 +176,9 @@ def test_receivers_that_importing_does_not_bring_are_named_once(tmp_path: Path) 
         "    app.worker_main(sys.argv[1:])\n"
         "if __name__ == '__main__': main()\n"
     )
-    code = CODE.replace('    conf.task_default_queue = "chosen"\n', "")
-    files = {"one.py": "{header}" + code, "launcher.py": launcher}
-    project = Shaped(tmp_path, files, ["launcher.py"])
-    project.app.conf.task_default_queue = "chosen"
+    project = launched(tmp_path, launcher, '    conf.task_default_queue = "chosen"\n', "")
     with project.worker(*WORDS) as worker:
-        # What it has set is there all the same.
+        # The setting that it made is there.
         assert seen_by_a_task(project)["queue"] == "chosen"
         said = "does not bring __main__.main.<locals>.late (celeryd_init)"
         assert worker.log.count(said) == 1
@@ -189,10 +194,8 @@ def test_an_embedded_worker_has_no_command_line(tmp_path: Path) -> None:
         "    app.Worker(hostname=name, pool_cls=pool, concurrency=1, loglevel='INFO',\n"
         "               without_mingle=True, without_gossip=True, tenant='acme').start()\n"
     )
-    code = CODE.replace('options["loglevel"], options["tenant"]', 'options.get("tenant")')
-    files = {"one.py": "{header}" + code, "start.py": start}
-    project = Shaped(tmp_path, files, ["start.py"])
-    project.app.conf.task_default_queue = "chosen"
+    old, new = 'options["loglevel"], options["tenant"]', 'options.get("tenant")'
+    project = launched(tmp_path, start, old, new)
     with project.worker(*WORDS):
         found = seen_by_a_task(project)
         assert found["init"] == [project.node, project.node, "acme"]

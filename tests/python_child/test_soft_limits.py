@@ -1,4 +1,4 @@
-"""A soft limit is raised in a task's own code, and nowhere else: real workers, real children.
+"""A soft limit is raised in the task's own code and nowhere else. Real workers, real children.
 
 With `CSP_TEST_POOL=prefork` the tests that are not this pool's own show what users are used to.
 """
@@ -97,7 +97,7 @@ def sockets():
     return len(psutil.Process().net_connections())
 """
 
-#: A backend that imports what it needs when it stores a state for the first time.
+#: A backend that imports a module when it stores a state.
 BACKEND = """
 import os
 from folder_broker import Backend as Folder
@@ -110,7 +110,7 @@ class Backend(Folder):
         return super()._store_result(task_id, result, state, *args, **kwargs)
 """
 
-#: A module that is half made until the test lets it go on.
+#: A module whose import waits for the test.
 MODULE = """
 import os, pathlib, time
 pathlib.Path(os.environ["BEGUN"]).touch()
@@ -121,7 +121,7 @@ made = True
 
 
 class Slow(Project):
-    """A project whose processes import a module that takes as long as the test wants."""
+    """A project with a module whose import takes as long as the test wants."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory, code=CODE)
@@ -139,7 +139,7 @@ class Slow(Project):
         return self.app.send_task(name, soft_time_limit=LIMIT, **options)
 
     def hold(self, worker: Any, name: str) -> Any:
-        """Send a job whose limit is over while a module is half made, and goes on then."""
+        """Send a job, let its limit pass during the import, then let the import go on."""
         result = self.send(name)
         wait_for(self.begun.exists, "the import")
         said = f"Soft time limit ({LIMIT}s) exceeded for {name}[{result.id}]"
@@ -153,26 +153,22 @@ def get(result: Any) -> Any:
 
 
 @ours
-def test_a_limit_after_the_task_has_ended_changes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("state", "name", "value"),
+    [("SUCCESS", "quick", "done"), ("STARTED", "long", "cleaned up")],
+    ids=["after the task has ended: no effect", "before the task begins: raised in the task"],
+)
+def test_a_limit_while_a_state_is_stored(tmp_path: Path, state: str, name: str, value: str) -> None:
     project = Slow(tmp_path)
-    with project.worker(*POOL, IMPORTS_AT="SUCCESS") as worker:
-        assert project.hold(worker, "quick") == "done"
-        # Nothing of it is left for the next one.
+    with project.worker(*POOL, IMPORTS_AT=state) as worker:
+        assert project.hold(worker, name) == value
+        # The next job is not affected.
         assert get(project.send("quick")) == "done"
         assert "Traceback" not in worker.log
 
 
 @ours
-def test_a_limit_before_the_task_begins_is_raised_when_it_does(tmp_path: Path) -> None:
-    project = Slow(tmp_path)
-    with project.worker(*POOL, IMPORTS_AT="STARTED") as worker:
-        assert project.hold(worker, "long") == "cleaned up"
-        assert get(project.send("quick")) == "done"
-        assert "Traceback" not in worker.log
-
-
-@ours
-def test_a_limit_while_a_failure_is_stored_leaves_it_the_tasks_own(tmp_path: Path) -> None:
+def test_a_limit_while_a_failure_is_stored_changes_nothing(tmp_path: Path) -> None:
     project = Slow(tmp_path)
     with project.worker(*POOL) as worker:
         with pytest.raises(ValueError, match="its own"):
@@ -182,14 +178,14 @@ def test_a_limit_while_a_failure_is_stored_leaves_it_the_tasks_own(tmp_path: Pat
         assert "SoftTimeLimitExceeded" not in worker.log
 
 
-def test_a_limit_in_an_import_of_the_tasks_own_is_raised_there(tmp_path: Path) -> None:
+def test_a_limit_in_an_import_by_the_task_is_raised_there(tmp_path: Path) -> None:
     project = Slow(tmp_path)
     with project.worker(*POOL):
         assert get(project.send("imports")) is False
 
 
 @pytest.mark.parametrize("name", ["long", "wrapped"])
-def test_whatever_is_around_the_body_the_limit_reaches_it(tmp_path: Path, name: str) -> None:
+def test_a_limit_reaches_a_body_that_is_wrapped(tmp_path: Path, name: str) -> None:
     project = Slow(tmp_path)
     with project.worker(*POOL):
         for _ in range(2):
@@ -200,7 +196,7 @@ def test_whatever_is_around_the_body_the_limit_reaches_it(tmp_path: Path, name: 
 
 
 @ours
-def test_what_every_job_needs_is_there_before_the_first(tmp_path: Path) -> None:
+def test_modules_that_every_job_needs_are_imported_before_the_first(tmp_path: Path) -> None:
     project = Slow(tmp_path)
     with project.worker(*POOL):
         needed = ["celery.app.amqp", "celery.canvas", "folder_broker", "slow_backend"]
@@ -209,7 +205,7 @@ def test_what_every_job_needs_is_there_before_the_first(tmp_path: Path) -> None:
 
 @pytest.mark.redis
 @ours
-def test_a_child_that_has_done_nothing_is_connected_to_nothing(tmp_path: Path) -> None:
+def test_a_child_without_jobs_has_no_connection(tmp_path: Path) -> None:
     from tests.support.workplace import BACKEND as REDIS
     from tests.support.workplace import BROKERS
 
@@ -220,7 +216,7 @@ def test_a_child_that_has_done_nothing_is_connected_to_nothing(tmp_path: Path) -
     project.app.close()
 
 
-# -- what it goes by in Celery's tracer
+# -- where Celery's tracer is
 
 
 def test_the_tracers_body_is_found_in_this_version_of_celery() -> None:
@@ -241,12 +237,12 @@ def test_the_tracers_body_is_found_in_this_version_of_celery() -> None:
     assert not is_trace(build_tracer.__code__)
     calls = body_lines(tracer.__code__)
     assert {*lines} <= calls
-    # The hook before the body, which is asked for and called; and nothing else.
+    # Only the lines of the hook before the body and of the body. Those are close together.
     assert max(calls) - min(calls) < 6
 
 
 def run_to(where: FrameType | None, limits: SoftLimits) -> bool:
-    """Return whether a limit that comes in the frame `where` is raised at once."""
+    """Return whether a limit that interrupts the frame `where` is raised at once."""
     try:
         limits.reached(where)
     except SoftTimeLimitExceeded:
@@ -266,14 +262,14 @@ def signals_seen() -> Iterator[list[int]]:
     signal.signal(signal.SIGUSR1, before)
 
 
-def test_a_job_that_no_tracer_traces_is_interrupted(signals_seen: list[int]) -> None:
+def test_a_job_without_a_tracer_is_interrupted_at_once(signals_seen: list[int]) -> None:
     limits = SoftLimits(before_the_tracer)
     limits.begin()
     assert run_to(sys._getframe(), limits)
     assert run_to(None, limits)
 
 
-def test_what_runs_before_the_tracer_is_not_and_the_limit_comes_again(
+def test_code_before_the_tracer_is_not_interrupted_and_the_limit_comes_again(
     signals_seen: list[int],
 ) -> None:
     limits = SoftLimits(before_the_tracer)
@@ -283,13 +279,13 @@ def test_what_runs_before_the_tracer_is_not_and_the_limit_comes_again(
     assert run_to(sys._getframe(), limits)
 
 
-def test_a_limit_that_was_put_off_is_no_other_jobs(signals_seen: list[int]) -> None:
+def test_a_deferred_limit_never_hits_the_next_job(signals_seen: list[int]) -> None:
     limits = SoftLimits(before_the_tracer)
     limits.begin()
     assert not before_the_tracer(limits)
     wait_for(lambda: signals_seen, "the next try")
-    # It was on its way when the job ended.
+    # The deferred signal comes after the job has ended.
     limits.begin()
     assert not run_to(sys._getframe(), limits)
-    # That one's own.
+    # A limit of the next job itself.
     assert run_to(sys._getframe(), limits)

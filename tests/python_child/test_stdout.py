@@ -1,4 +1,4 @@
-"""Where what tasks write to stdout goes: as on prefork, to the worker's stdout. Real workers.
+"""What tasks write to stdout goes to the worker's stdout, as on prefork. Real workers.
 
 With `CSP_TEST_POOL=prefork` the first test shows what users are used to.
 """
@@ -38,12 +38,12 @@ def says():
 """
 LINES = ["a print", "a record", "raw bytes", "from a program"]
 
-#: What makes a child's boot fail, with its last words on stdout.
+#: Code that makes a child's boot fail after it has printed.
 FAILS = "if 'CELERY_SUBPROC_POOL_SLOT' in os.environ: print('last words'); sys.exit(3)\n"
 
 
 class Parted(Project):
-    """A project whose worker's stdout goes elsewhere than its stderr: `to`, as a shell takes it."""
+    """A project whose worker's stdout is redirected apart from stderr. `to` is shell syntax."""
 
     to = ""
 
@@ -62,7 +62,7 @@ def ask(project: Project) -> Any:
     return project.app.send_task("says").get(timeout=DEADLINE, interval=0.02)
 
 
-def test_what_tasks_write_to_stdout_is_on_the_workers(tmp_path: Path) -> None:
+def test_what_tasks_write_to_stdout_is_on_the_workers_stdout(tmp_path: Path) -> None:
     out = tmp_path / "out"
     project = project_at(tmp_path, f">{out}")
     with project.worker(*POOL) as worker:
@@ -79,7 +79,7 @@ def test_what_tasks_write_to_stdout_is_on_the_workers(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(apps_worker, "isatty"), reason="this Celery wants a stdout")
 @pytest.mark.parametrize("to", [">&-", ">&- 2>&-"])
 def test_a_worker_whose_stdout_is_closed(tmp_path: Path, to: str) -> None:
-    """What the worker has opened in its place is nothing to write to."""
+    """Another file of the worker then has descriptor 1. Children must not write to it."""
     project = project_at(tmp_path, f"{to} {'<&-' if '2' in to else ''}")
     words = ("-f", str(tmp_path / "worker.log")) if "2" in to else ()
     with project.worker(*POOL, *words) as worker:
@@ -105,7 +105,7 @@ def test_stdout_goes_where_the_setting_sends_stderr(tmp_path: Path, stderr: str)
 
 
 @ours
-def test_what_a_boot_writes_to_stdout_stands_in_its_error(tmp_path: Path) -> None:
+def test_what_a_boot_prints_is_in_its_error(tmp_path: Path) -> None:
     out = tmp_path / "out"
     project = project_at(tmp_path, f">{out}", FAILS)
     done = project.run("worker", *POOL)

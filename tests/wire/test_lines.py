@@ -1,5 +1,7 @@
-"""What children write, cut into lines: stdout's are messages, and whole; stderr's are for the log,
-bounded, and unable to forge other records."""
+"""What children write is cut into lines.
+
+Lines of stdout are whole messages. Lines of stderr are for the log: bounded, and no fake records.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ MAX = 32
 
 # -- stdout
 
-#: What arrives, and the lines it completes. Each is fed whole, byte by byte, and with more after.
+#: Input, and the lines that it completes. Each is fed whole, byte by byte, and with more after it.
 FRAMINGS = {
     "nothing": (b"", []),
     "one line": (b"one\n", [b"one"]),
@@ -95,7 +97,7 @@ def test_the_start_of_the_open_line_can_be_quoted(piece: int) -> None:
     assert buffer.feed(b"two\n") == [b"two"]
 
 
-#: What arrives, the good lines before the overlong one, and how that one begins.
+#: Input, the good lines before the overlong one, and the start of that one.
 OVERLONG = {
     "one byte too many": (b"x" * (MAX + 1) + b"\n", [], b"x" * (MAX + 1)),
     "without an end": (b"x" * (MAX + 1), [], b"x" * (MAX + 1)),

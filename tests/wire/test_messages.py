@@ -1,4 +1,4 @@
-"""The wire protocol: replies, requests. Bytes in, values out; no process is started."""
+"""The protocol's messages, encoded and decoded. No process is started."""
 
 from __future__ import annotations
 
@@ -120,13 +120,13 @@ def test_a_reply_is_decoded(line: bytes, reply: Reply) -> None:
     assert decoded == reply
 
 
-def test_a_requeue_of_null_is_as_none_given() -> None:
+def test_a_requeue_of_null_counts_as_false() -> None:
     reply = decode_reply(b'{"id":"x","status":"reject","requeue":null}')
     assert isinstance(reply, Reject)
     assert not reply.requeue
 
 
-#: Lines that are no reply, and a word of the reason.
+#: Lines that are no reply, and a part of the reason.
 UNUSABLE = {
     "empty": (b"", "truncated"),
     "blank": (b" \t", "truncated"),
@@ -200,7 +200,7 @@ UNUSABLE = {
     "an unknown field of 100,000 bytes": (b'{"' + b"k" * 100_000 + b'":1}', "status"),
 }
 
-#: Room for the reason beside the quotation, each byte of which may take four characters.
+#: The quotation, with up to four characters for each byte, and room for the reason.
 LONGEST_MESSAGE = 4 * QUOTED_BYTES + 1000
 
 
@@ -291,7 +291,7 @@ class Level(enum.IntEnum):
 MOMENT = datetime(2024, 1, 2, 3, 4, 5, 678000)
 ZONED = MOMENT.replace(tzinfo=timezone(timedelta(hours=2)))
 
-#: Values as Python has them, and as the child gets them.
+#: Values in Python, and in the request.
 WRITTEN = {
     "None": (None, b"null"),
     "a bool": (True, b"true"),
@@ -315,11 +315,11 @@ WRITTEN = {
     "a big negative integer": (-(10**40), b"-1" + b"0" * 40),
     "text beyond ASCII": ("é😀", '"é😀"'.encode()),
     "text with newlines": ("a\nb\r\x00", rb'"a\nb\r\u0000"'),
-    "text with what Unicode takes for the end of a line": (
+    "text with Unicode's line ends": (
         "a\u2028b\u2029c\x85\xa0\u201d",
         rb'"a\u2028b\u2029c\u0085' + '\xa0\u201d"'.encode(),
     ),
-    "such a text as a key": ({"\u2028": "\\\x85"}, rb'{"\u2028":"\\\u0085"}'),
+    "line ends in a key": ({"\u2028": "\\\x85"}, rb'{"\u2028":"\\\u0085"}'),
     "a key that is a number": ({1: 2}, b'{"1":2}'),
     "a key that is a date": ({date(2024, 1, 2): 1}, b'{"2024-01-02":1}'),
 }
@@ -344,7 +344,7 @@ def test_a_request_is_byte_for_byte_what_the_protocol_says() -> None:
 def test_a_request_is_one_line_whatever_the_text(value: Any) -> None:
     line = encode_request("a\nb", {"args": [value, "\u2028\x85"], "a\nb": "\n"})
     assert line.endswith(b"}\n")
-    # Also for those who take more than a newline for the end of one.
+    # Also for readers that take other characters for the end of a line.
     assert len(line.decode().splitlines()) == 1
     request = json.loads(line)
     assert request["id"] == "a\nb"
@@ -357,7 +357,7 @@ def endless() -> list[Any]:
     return inner
 
 
-#: Payloads that can't be written, and whom the message blames.
+#: Payloads that can't be written, and the part that the message names.
 BLAME = {
     "a positional argument": ({"args": [1, object()]}, "args[1]"),
     "a tuple's second": ({"args": (1, object(), 2)}, "args[1]"),
@@ -383,7 +383,7 @@ BLAME = {
 
 
 @pytest.mark.parametrize(("payload", "blamed"), BLAME.values(), ids=BLAME)
-def test_what_cannot_be_written_is_named(payload: dict[Any, Any], blamed: str) -> None:
+def test_the_error_names_what_cannot_be_written(payload: dict[Any, Any], blamed: str) -> None:
     with pytest.raises(RequestEncodeError) as caught:
         encode_request("x", payload)
     message = str(caught.value)
@@ -419,7 +419,7 @@ def test_a_child_error_shows_the_childs_traceback_as_its_cause() -> None:
 
 
 def test_a_child_error_is_rebuilt_from_its_arguments_as_its_text() -> None:
-    """Celery's JSON results keep no more."""
+    """Celery's JSON results keep only the arguments."""
     error = ChildTaskError("m", "T", "t")
     again = ChildTaskError(*error.args)
     assert str(again) == str(error)
@@ -427,7 +427,7 @@ def test_a_child_error_is_rebuilt_from_its_arguments_as_its_text() -> None:
 
 
 @pytest.mark.parametrize("told", [("m",), ("m", "T"), ("m", None, "t"), ("m", "T", "t")])
-def test_a_child_error_is_whole_when_it_was_pickled(told: tuple[Any, ...]) -> None:
+def test_a_pickled_child_error_is_complete(told: tuple[Any, ...]) -> None:
     error = ChildTaskError(*told)
     error.note = "one's own"  # type: ignore[attr-defined]
     for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
@@ -449,7 +449,9 @@ def test_a_child_error_is_whole_when_it_was_pickled(told: tuple[Any, ...]) -> No
         (b'{"status":"ok","result":"\\ud83d"}', True),
     ],
 )
-def test_output_is_blamed_for_a_fault_only_if_it_may_be(line: bytes, explained: bool) -> None:
+def test_stray_output_is_named_as_the_cause_only_without_a_hint(
+    line: bytes, explained: bool
+) -> None:
     with pytest.raises(ProtocolFault) as caught:
         decode_reply(line)
     assert is_explained(str(caught.value)) == explained
@@ -466,6 +468,6 @@ def test_the_largest_numbers_are_taken() -> None:
 
 
 def test_half_of_a_pair_of_surrogates_is_named() -> None:
-    """JavaScript writes it for a text that was cut in the midst of an emoji."""
+    """JavaScript writes it for a text that was cut inside an emoji."""
     with pytest.raises(ProtocolFault, match="half of a pair of surrogates"):
         decode_reply(b'{"id":"x","status":"ok","result":"\\ud83d"}')

@@ -1,4 +1,4 @@
-"""What children write, in words that are safe to log."""
+"""Text that children write is made safe for a log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.strategies import unhurried
 
 @unhurried
 @given(text=st.text())
-def test_what_is_printable_is_one_line_without_control_characters(text: str) -> None:
+def test_printable_text_is_one_line_without_control_characters(text: str) -> None:
     shown = printable(text)
     assert len(shown.splitlines()) <= 1
     assert "\x1b" not in shown
@@ -21,7 +21,7 @@ def test_what_is_printable_is_one_line_without_control_characters(text: str) -> 
 
 @unhurried
 @given(text=st.text())
-def test_all_that_is_visible_can_be_seen(text: str) -> None:
+def test_visible_text_has_no_invisible_character(text: str) -> None:
     assert visible(text).isprintable()
 
 
@@ -33,7 +33,7 @@ def test_all_that_is_visible_can_be_seen(text: str) -> None:
         ("a\u2028", r"a\u2028", r"a\u2028"),
     ],
 )
-def test_only_what_can_forge_a_record_is_not_printable(text: str, printed: str, seen: str) -> None:
+def test_printable_escapes_less_than_visible(text: str, printed: str, seen: str) -> None:
     assert printable(text) == printed
     assert visible(text) == seen
 
