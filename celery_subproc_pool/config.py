@@ -129,7 +129,7 @@ def _check_names(path: str, setting: Mapping[Any, Any]) -> None:
         if key not in ("children", "python"):
             raise ConfigError(
                 f"{path}.{_step(key)}: no such setting; expected 'children' and 'python', or"
-                " 'argv' and its companions for one kind of child"
+                " 'argv' and the other settings of one kind of child"
             )
 
 

@@ -239,13 +239,13 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a string": ("cat", ": expected a mapping, got 'cat'"),
     "an unknown name": (
         {"child": {}},
-        ".child: no such setting; expected 'children' and 'python', or 'argv' and its companions"
-        " for one kind of child",
+        ".child: no such setting; expected 'children' and 'python', or 'argv' and the other"
+        " settings of one kind of child",
     ),
     "an unknown name beside children": (
         {"children": {}, "size": 1},
-        ".size: no such setting; expected 'children' and 'python', or 'argv' and its companions"
-        " for one kind of child",
+        ".size: no such setting; expected 'children' and 'python', or 'argv' and the other"
+        " settings of one kind of child",
     ),
     "children beside argv": (
         {"argv": ["cat"], "children": {}},

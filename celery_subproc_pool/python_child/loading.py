@@ -152,8 +152,8 @@ def _complete(app: Celery, boot: Boot, warn: bool) -> None:
         reason = _get_task(app, name, boot)
         if name not in app.tasks and warn:
             logger.warning(
-                "The task %s of the module %s is unknown to the Python children, and fails if it"
-                " arrives: %s. Define it in a module, at its top level",
+                "The Python children lack the task %s of the module %s, and it fails if it arrives:"
+                " %s. Define it at the top level of a module",
                 name,
                 boot.tasks[name],
                 reason,
@@ -176,7 +176,7 @@ def _get_task(app: Celery, name: str, boot: Boot) -> str:
     try:
         make_task(app, boot.recipes[name])
     except Exception as exc:
-        reason = f"it can't be made anew: {exc!r}"
+        reason = f"it can't be made from its class or function: {exc!r}"
     return reason
 
 
@@ -200,8 +200,8 @@ def _complain(complaints: list[str], lacking: dict[str, str]) -> None:
         logger.warning("%s", complaint)
     for name, reason in lacking.items():
         logger.warning(
-            "The Python children do without the setting %s: %s. Set it in a module that loading the"
-            " app imports",
+            "The Python children lack the setting %s: %s. Set it in a module that loading the app"
+            " imports",
             name,
             reason,
         )

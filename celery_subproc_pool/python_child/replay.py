@@ -204,8 +204,8 @@ class Replay:
             # Celery returns what a receiver raises. It also logs that, but logging is not set up.
             if isinstance(answer, Exception) and _is_the_projects(receiver):
                 self._failures.append(
-                    f"{_name(receiver)} ({name}) fails in the Python children, so that tasks do not"
-                    f" see what it does: {answer!r}"
+                    f"{_name(receiver)} ({name}) fails in the Python children: {answer!r}. Tasks do"
+                    " not see what it does"
                 )
 
     def _construct(self) -> None:
@@ -216,8 +216,8 @@ class Replay:
                 self._worker.steps.append(step(self._worker, **options))
             except Exception as exc:
                 self._failures.append(
-                    f"The bootstep {_name(step)} can't be constructed in the Python children, so"
-                    f" that tasks do not see what it does: {exc!r}"
+                    f"The bootstep {_name(step)} can't be constructed in the Python children:"
+                    f" {exc!r}. Tasks do not see what it does"
                 )
 
     def _absent(self) -> Iterator[str]:
@@ -227,8 +227,8 @@ class Replay:
                 if receiver not in there:
                     yield (
                         f"Loading the app in the Python children does not bring {receiver}"
-                        f" ({name}), so that tasks do not see what it does: connect it at the top"
-                        f" level of a module that loading the app imports"
+                        f" ({name}), and tasks do not see what it does. Connect it at the top level"
+                        " of a module that loading the app imports"
                     )
 
 

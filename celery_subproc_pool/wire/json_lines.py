@@ -94,7 +94,7 @@ _MARKS = {
     b"\xfe\xff": "the byte order mark of UTF-16",
 }
 
-_HALF = "it has half of a pair of surrogates, which is no character?"
+_HALF = "does it have half of a pair of surrogates, which is no character?"
 _MARKED = "write UTF-8 without one"
 _TOO_LARGE = (
     "numbers go up to about 1.8e308, integers to 4300 digits: write what is larger as a string"

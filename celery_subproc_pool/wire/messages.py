@@ -227,7 +227,8 @@ def decode_reply(line: bytes) -> Message:
     except ProtocolFault:
         if _is_ready(line):
             raise ProtocolFault(
-                "it says that it is ready, and is not asked to: set handshake for its group,"
+                "it says that it is ready, but its group has no handshake: set handshake for its"
+                " group,"
                 f" in the line {quote(line)}"
             ) from None
         raise
