@@ -377,7 +377,6 @@ class Group:
         "failure",
         "jobs_begun",
         "jobs_done",
-        "last_words",
         "name",
         "replaced",
         "runs",
@@ -411,10 +410,8 @@ class Group:
         self.tells_progress = False
         #: Whether a child of it has ever proved that it can start.
         self.came_up = False
-        #: Why the last child that could not went away, if none has since; and the last lines of
-        #: its stderr.
+        #: Why the last child that could not went away, if none has since.
         self.failure = ""
-        self.last_words: tuple[str, ...] = ()
         #: Whether a slot had to cool since all of them had a child that works.
         self.degraded = False
         #: How many successors of worn children boot.

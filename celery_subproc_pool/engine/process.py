@@ -1,6 +1,6 @@
-"""One child process: spawn, pipes, signals to its whole group, reaping. Bytes only.
+"""One child process: spawn, pipes, signals to its process group, reaping.
 
-Layer: above `errors`. Must not import the protocol, the scheduler or Celery; decides nothing.
+It moves bytes, knows no message, and decides nothing.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from ..errors import SpawnError
 
 __all__ = ("KILL_GRACE", "STDERR", "STDOUT", "ChildProcess", "pidfd")
 
-#: The environment variables that tell a child the numbers of its descriptors for our stdout and
-#: stderr.
+#: The environment variables that tell a child which of its descriptors are the worker's stdout
+#: and stderr.
 STDOUT = "CELERY_SUBPROC_POOL_STDOUT"
 STDERR = "CELERY_SUBPROC_POOL_STDERR"
 
@@ -39,10 +39,11 @@ class ChildProcess:
     Arguments:
         argv: the program and its arguments; no shell runs.
         env: its whole environment.
-        cwd: its working directory, None for ours.
-        stderr: where its stderr goes: "log" (a pipe to us), "inherit" or "null"; "handover" is a
-            pipe to us, together with descriptors of our own stdout and stderr, whose numbers stand
-            in the environment as `STDOUT` and `STDERR`, for the child to go on with.
+        cwd: its working directory; None is the worker's.
+        stderr: where its stderr goes: "log" (a pipe to us), "inherit", "null" or "handover".
+            "handover" is a pipe to us too. In addition the child gets descriptors of the worker's
+            stdout and stderr, to which it changes once it is ready. Their numbers are in the
+            environment as `STDOUT` and `STDERR`.
 
     Raises:
         SpawnError: the operating system refused.
@@ -63,28 +64,7 @@ class ChildProcess:
     def __init__(
         self, argv: Sequence[str], env: Mapping[str, str], cwd: str | None, stderr: str
     ) -> None:
-        targets = {"inherit": None, "null": subprocess.DEVNULL}
-        handed_over = _duplicates() if stderr == "handover" else {}
-        env = {**env, **{name: str(number) for name, number in handed_over.items()}}
-        try:
-            self._popen = subprocess.Popen(
-                argv,
-                bufsize=0,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=targets.get(stderr, subprocess.PIPE),
-                pass_fds=tuple(handed_over.values()),
-                cwd=cwd,
-                env=env,
-                # Its own session, hence group: it can be killed with all that it started, and
-                # a Ctrl-C in the worker's terminal does not reach it.
-                start_new_session=True,
-            )
-        except (OSError, ValueError, subprocess.SubprocessError) as exc:
-            raise SpawnError(f"can't start {argv[0]!r}: {exc}") from exc
-        finally:
-            for number in handed_over.values():
-                os.close(number)
+        self._popen = _start(argv, env, cwd, stderr)
         assert self._popen.stdin is not None
         assert self._popen.stdout is not None
         self.pid = self._popen.pid
@@ -92,11 +72,11 @@ class ChildProcess:
         self.stdin: int | None = self._popen.stdin.fileno()
         self.stdout: int | None = self._popen.stdout.fileno()
         self.stderr: int | None = self._popen.stderr.fileno() if self._popen.stderr else None
-        #: Readable once the process has ended; None where the system has no such thing.
+        #: Readable once the process has ended; None where the system has no such descriptor.
         self.pidfd: int | None = pidfd(self.pid)
-        #: How many bytes `write` has taken, and has not dropped.
+        #: How many bytes `write` has taken and not dropped.
         self.written = 0
-        #: What of it is still to be written.
+        #: Those that the pipe has not taken yet.
         self._rest: deque[memoryview] = deque()
         self._output = select.poll()
         self._output.register(self.stdout, select.POLLIN)
@@ -106,7 +86,7 @@ class ChildProcess:
 
     @property
     def unwritten(self) -> bool:
-        """Whether `write` left something for `write_more`."""
+        """Whether `write` has left something for `write_more`."""
         return bool(self._rest)
 
     def write(self, data: bytes) -> bool:
@@ -118,7 +98,7 @@ class ChildProcess:
         if self.stdin is None:
             return False
         written = 0
-        # While something stands before it, it waits: the order is kept.
+        # What was left before goes first.
         if not self._rest:
             try:
                 written = os.write(self.stdin, data)
@@ -132,10 +112,10 @@ class ChildProcess:
         return True
 
     def write_more(self) -> bool:
-        """Go on writing what is left.
+        """Write more of what `write` has left.
 
         Returns:
-            False if the child has closed its stdin: what is left was dropped.
+            False if the child has closed its stdin. What was left is dropped.
         """
         if self.stdin is None or not self._rest:
             return True
@@ -154,19 +134,19 @@ class ChildProcess:
         return True
 
     def _drop(self) -> None:
-        """Take back what was not written: the child will never read it."""
+        """Drop what the pipe has not taken: the child will never read it."""
         self.written -= sum(map(len, self._rest))
         self._rest.clear()
 
     def read_bytes(self) -> int:
-        """Return how many bytes of what was written were read; all, if that can't be told."""
+        """Return how many of the written bytes the child has read; all if its stdin is closed."""
         if self.stdin is None:
             return self.written
         return self.written - _waiting(self.stdin) - sum(map(len, self._rest))
 
     def has_reader(self) -> bool:
-        """Return whether somebody has the other end of the child's stdin: the child, or a
-        process that inherited it."""
+        """Return whether the other end of the child's stdin is open: in the child, or in a process
+        that has inherited it."""
         if self.stdin is None:
             return False
         poll = select.poll()
@@ -174,18 +154,18 @@ class ChildProcess:
         return not any(events & select.POLLERR for _, events in poll.poll(0))
 
     def is_silent(self) -> bool:
-        """Return whether its stdout is open and nothing stands in it: cheaper than to `read`."""
+        """Return whether its stdout is open and empty. This is cheaper than `read`."""
         return self.stdout is not None and not self._output.poll(0)
 
     def read_rest(self, descriptor: int) -> Iterator[bytes]:
-        """Yield what stands in a pipe now, and not what somebody goes on writing meanwhile."""
+        """Yield what a pipe holds now, and not what is written to it meanwhile."""
         waiting = _waiting(descriptor)
         while waiting > 0 and (data := self.read(descriptor)):
             waiting -= len(data)
             yield data
 
     def read(self, descriptor: int) -> bytes | None:
-        """Read what is there. Empty bytes are the end; None is nothing at the moment."""
+        """Return what can be read now: empty bytes at the end, None if there is nothing yet."""
         try:
             return os.read(descriptor, READ_BYTES)
         except BlockingIOError:
@@ -194,16 +174,16 @@ class ChildProcess:
             return b""
 
     def member(self, pid: int | None) -> int | None:
-        """Return `pid` if that is a process of the child's group, which it may say of itself; None
-        if it is not (in a container, pids mean something else)."""
+        """Return `pid`, which the child has named, if it is a process of the child's group; None
+        if it is not: in a container, a pid has another meaning."""
         try:
             return pid if pid and os.getpgid(pid) == self.pid else None
         except (OSError, OverflowError):
             return None
 
     def signal(self, pid: int, signum: int) -> bool:
-        """Send `signum` to `pid`, a process of the child's group; return whether it is one, which
-        we may signal."""
+        """Send `signum` to `pid`. Return whether that is a process of the child's group, and the
+        worker may signal it."""
         if self._popen.returncode is not None or self.member(pid) is None:
             return False
         return _send(os.kill, pid, signum)
@@ -212,38 +192,42 @@ class ChildProcess:
         """Send `signum` to the child's whole group, as long as the child is not reaped.
 
         Returns:
-            False if it goes on, for we may signal nothing of it: it runs as another user.
+            False if it goes on, because the worker may signal nothing in the group: it runs as
+            another user.
         """
         if self._popen.returncode is not None or _send(os.killpg, self.pid, signum):
             return True
-        # macOS refuses it for a group of zombies, too.
+        # macOS also refuses to signal a group of zombies.
         return _has_ended(self.pid) or _send(os.kill, self.pid, 0)
 
     def ended(self) -> int | None:
-        """Return the exit status (`subprocess.Popen.returncode`) if the child has ended. It is a
-        zombie until `reap` or `leave`: as long, its group's number can't be another's."""
+        """Return the exit status (as `subprocess.Popen.returncode`), or None if it runs.
+
+        The child stays a zombie until `reap` or `leave`. Until then, the number of its group can't
+        be reused.
+        """
         if self._popen.returncode is not None or not hasattr(os, "waitid"):
             return self._popen.poll()
         try:
             end = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
-            # Somebody else has reaped it.
+            # Another part of this process has reaped it.
             return self._popen.poll()
         if end is None:
             return None
         return end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
 
     def reap(self) -> None:
-        """Kill what the child, which has ended, has left of its group, and reap it."""
+        """Reap the child, which has ended, and kill what is left of its group."""
         self.kill(signal.SIGKILL)
         self._popen.poll()
 
     def leave(self) -> None:
-        """Reap the child, which has ended, and let what it has left of its group go on."""
+        """Reap the child, which has ended, and let the rest of its group go on."""
         self._popen.poll()
 
     def ends_within(self, seconds: float) -> bool:
-        """Wait for the child to end; return whether it has. At once where the system can't wait."""
+        """Wait for the child to end. Return whether it has. Without a pidfd, do not wait."""
         if self.pidfd is None:
             return _has_ended(self.pid)
         poll = select.poll()
@@ -251,7 +235,7 @@ class ChildProcess:
         return bool(poll.poll(seconds * 1000))
 
     def wait(self, seconds: float = KILL_GRACE) -> bool:
-        """Wait for a child that was killed, but not for ever: the system may hold on to it.
+        """Wait for a child that was killed, but not for ever: the system may delay its end.
 
         Returns:
             Whether it has ended.
@@ -261,7 +245,7 @@ class ChildProcess:
         return self._popen.returncode is not None
 
     def close_stdin(self) -> None:
-        """Close the child's stdin, which tells it to finish; what was not written is dropped."""
+        """Close the child's stdin, which tells it to finish. Drop what was not written."""
         if self.stdin is not None and self._popen.stdin is not None:
             self.stdin = None
             self._drop()
@@ -277,42 +261,69 @@ class ChildProcess:
         self.stdin = self.stdout = self.stderr = self.pidfd = None
 
 
+def _start(
+    argv: Sequence[str], env: Mapping[str, str], cwd: str | None, stderr: str
+) -> subprocess.Popen[bytes]:
+    """Start a child. Arguments and errors are those of `ChildProcess`."""
+    targets = {"inherit": None, "null": subprocess.DEVNULL}
+    handed_over = _duplicates() if stderr == "handover" else {}
+    try:
+        return subprocess.Popen(
+            argv,
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=targets.get(stderr, subprocess.PIPE),
+            pass_fds=tuple(handed_over.values()),
+            cwd=cwd,
+            env={**env, **{name: str(number) for name, number in handed_over.items()}},
+            # Its own session, and with it its own group: it can be killed with all that it has
+            # started, and a Ctrl-C in the worker's terminal does not reach it.
+            start_new_session=True,
+        )
+    except (OSError, ValueError, subprocess.SubprocessError) as exc:
+        raise SpawnError(f"can't start {argv[0]!r}: {exc}") from exc
+    finally:
+        for number in handed_over.values():
+            os.close(number)
+
+
 def _duplicates() -> dict[str, int]:
-    """Return descriptors to hand over, by the names of the variables that tell their numbers."""
+    """Return descriptors to hand over, by the environment variables that tell their numbers."""
     found = {}
     streams = ((STDOUT, 1, sys.__stdout__), (STDERR, 2, sys.__stderr__))
     for name, number, stream in streams:
-        # Where it was closed when this process started, something else has its number since.
+        # None: it was closed when this process started. Something else may have its number now.
         if stream is not None:
-            # Closed later: there is nothing to hand over.
+            # It was closed later: there is nothing to hand over.
             with suppress(OSError):
                 found[name] = os.dup(number)
     return found
 
 
 def _waiting(pipe: int) -> int:
-    """Return how many bytes stand in a pipe; either end tells."""
+    """Return how many bytes a pipe holds. Either end can be asked."""
     count = array.array("i", [0])
     fcntl.ioctl(pipe, termios.FIONREAD, count)
     return count[0]
 
 
 def pidfd(pid: int | None) -> int | None:
-    """Return a descriptor that is readable once the process has ended, where there is such a
-    thing; None for no process."""
+    """Return a descriptor that is readable once the process has ended; None for no process, and
+    where the system has no such descriptor."""
     if pid is None or not hasattr(os, "pidfd_open"):
         return None
     try:
         return os.pidfd_open(pid)
     except OSError:
-        # A kernel or sandbox without it: exits are then seen by polling.
+        # This kernel or sandbox has none: exits are seen by polling.
         return None
 
 
-def _send(send: Callable[[int, int], None], whom: int, signum: int) -> bool:
-    """Send a signal, if there is still somebody; return whether we may."""
+def _send(send: Callable[[int, int], None], target: int, signum: int) -> bool:
+    """Send a signal. Return False if the worker may not; True also if the target is gone."""
     try:
-        send(whom, signum)
+        send(target, signum)
     except ProcessLookupError:
         pass
     except PermissionError:

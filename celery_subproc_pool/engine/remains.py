@@ -1,11 +1,9 @@
 """Ends what dead children have left running in their process groups.
 
-Layer: above `child` and `programs`. Must not import the scheduler or Celery.
-
-Some of it cleans up after the child, once it sees that the child is gone: `multiprocessing`'s
-resource tracker, which removes shared memory and semaphores. So each process gets SIGTERM, and a
-moment, before it is killed. Until nothing is left the child is not reaped: as long as it is a
-zombie, the number of its group can't be another's.
+Some of it cleans up after the child once the child is gone. An example is the resource tracker of
+`multiprocessing`, which removes shared memory and semaphores. So each process gets SIGTERM, and is
+killed only after `MOMENT`. The child is not reaped until its group is empty: as long as it is a
+zombie, the number of its group can't be reused.
 """
 
 from __future__ import annotations
@@ -18,25 +16,25 @@ from .programs import members
 
 __all__ = ("Remains",)
 
-#: Seconds that what is left has to end by itself.
+#: Seconds from SIGTERM to SIGKILL.
 MOMENT = 1.0
 
-#: Seconds from one look at it to the next.
+#: Seconds between looks at what is left.
 LOOK_INTERVAL = 0.1
 
 
 class Remains:
-    """What dead children have left, on its way out.
+    """The process groups of dead children that are not empty yet. A `loop.Chore`.
 
     Arguments:
-        forget: called with the number of each group that is empty.
+        forget: called with the number of each group once it is empty.
     """
 
     def __init__(self, forget: Callable[[int], None]) -> None:
         self._forget = forget
-        #: When what is left of a child is killed.
+        #: When the rest of each child's group is killed.
         self._due: dict[ChildProcess, float] = {}
-        #: When to look next; None: nothing is left.
+        #: When to look next; None if nothing is left.
         self.deadline: float | None = None
 
     @property
@@ -45,11 +43,11 @@ class Remains:
         return [process.pid for process in self._due]
 
     def end(self, process: ChildProcess, rest: Sequence[int], now: float) -> None:
-        """Have what is left of a child end.
+        """End the rest of a child's group.
 
         Arguments:
             process: the child, which has ended.
-            rest: what runs in its group.
+            rest: the pids of what runs in its group.
             now: monotonic time, in seconds.
         """
         if rest:
@@ -60,8 +58,8 @@ class Remains:
             self._finish(process)
 
     def look(self, now: float) -> None:
-        """Let go of what has ended by `now`, and kill what had its moment."""
-        if self.deadline is not None and now < self.deadline:
+        """If a look is due at `now`: forget groups that are empty, and kill those that are due."""
+        if self.deadline is None or now < self.deadline:
             return
         running = members(self.groups)
         for process, due in tuple(self._due.items()):
@@ -73,6 +71,11 @@ class Remains:
         """Kill all that is left."""
         for process in tuple(self._due):
             self._finish(process)
+        self.deadline = None
+
+    def disown(self) -> None:
+        """In a forked copy of this process: forget all, and touch none of it."""
+        self._due.clear()
         self.deadline = None
 
     def _finish(self, process: ChildProcess) -> None:

@@ -1,7 +1,6 @@
-"""A running child: its process, what has come of its streams, and what to say of it.
+"""A running child: its process, what it has written, and what the log says about it.
 
-Layer: above `child`, `lines`, `protocol` and `records`. Must not import Celery. Reads when the
-engine says that there is something to read; decides nothing.
+It reads when `descriptors` says that there is something to read, and decides nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from .process import ChildProcess
 __all__ = ("RunningChild",)
 
 
-#: The levels of a child's log, by the names that programs of many languages have for them.
+#: Log levels by the names that programs of many languages use for them.
 _LEVELS = {
     "trace": logging.DEBUG,
     "debug": logging.DEBUG,
@@ -40,8 +39,15 @@ _LEVELS = {
 class RunningChild:
     """A child's process and its streams.
 
+    Two fields of `child` are written here, and only here. They are what the scheduler says of a
+    child that it gives up, so it looks at them then: an event for each piece of output would cost
+    every job something.
+
+    - `open_line`, set once, quotes the line that the child has begun and not ended;
+    - `near_greeting` says what is wrong with output that looks like a greeting.
+
     Arguments:
-        child: what the scheduler knows of it.
+        child: the scheduler's view of it.
         process: its process.
     """
 
@@ -49,32 +55,32 @@ class RunningChild:
         "_greets",
         "_lines",
         "_logger",
+        "_named",
+        "_ready",
         "_stderr",
         "child",
         "gone",
-        "named",
         "pid",
         "process",
         "programs",
-        "ready",
         "writing",
     )
 
     def __init__(self, child: Child, process: ChildProcess) -> None:
         self.child = child
         self.process = process
-        #: Whom to signal: under a wrapper, another than was started. None: out of our sight.
+        #: The pid to signal: under a wrapper, not the process that was started. None outside of
+        #: our pid namespace.
         self.pid: int | None = process.pid
-        #: Whether it has said itself which process that is.
-        self.named = False
-        #: Whether it has said that it is ready, after a handshake.
-        self.ready = False
-        #: Whether its stdin is registered with the selector, for the rest of a request.
+        #: Whether the rest of a request waits for room in its stdin.
         self.writing = False
         #: Whether its exit has been seen.
         self.gone = False
-        #: What else ran in its group when it was killed, as text; None if it was not.
+        #: What else ran in its process group when it was killed, as text; None if it was not.
         self.programs: tuple[str, ...] | None = None
+        #: Whether it has sent its greeting, and whether that named its pid.
+        self._ready = False
+        self._named = False
         self._greets = child.group.settings.handshake
         self._lines = LineBuffer(child.group.settings.max_message_bytes)
         child.open_line = self._lines.quote_open
@@ -82,10 +88,11 @@ class RunningChild:
         self._logger = logging.getLogger(f"celery_subproc_pool.child.{child.group.name}")
 
     def messages(self, data: bytes) -> Iterator[Message | Ready | Fatal]:
-        """Yield what `data`, from its stdout, completes: messages, or what it says of its boot.
+        """Yield the messages that `data` from its stdout completes. While it boots, log what is
+        no greeting.
 
         Raises:
-            ProtocolFault: where one is expected, something else stands.
+            ProtocolFault: a line is no message, or too long.
         """
         decode = self.child.group.decode
         for line in self._lines.feed(data):
@@ -104,35 +111,47 @@ class RunningChild:
                 f" {self._lines.overlong!r}"
             )
 
+    def greeted(self, greeting: Ready) -> None:
+        """Note that it has booted, and the pid that it has named: a signal goes there."""
+        self._ready = True
+        if greeting.pid is not None:
+            self.pid = self.process.member(greeting.pid)
+            self._named = self.pid is not None
+
     @property
     def has_open_line(self) -> bool:
         """Whether it has begun a line and not ended it."""
         return self._lines.has_open
 
     def kill(self, signum: int) -> bool:
-        """Send `signum`: SIGKILL to what was started and to the process that it has named, while
-        the rest of its group is told by SIGTERM, see `remains`; any other to the process that it
-        has named, which ends what it has started itself; to the group if it has named none. Return
-        whether we may."""
-        named = self.pid if self.named else None
+        """Have it end by `signum`.
+
+        SIGKILL goes to the process that was started and to the one that the child has named. The
+        rest of its process group gets SIGTERM, see `remains`. Any other signal goes to the named
+        process, which ends what it has started itself. If it has named none, the group gets it.
+
+        Returns:
+            False if the worker may not signal it.
+        """
+        named = self.pid if self._named else None
         if signum == signal.SIGKILL:
             for pid in {self.process.pid, named or self.process.pid}:
                 self.process.signal(pid, signum)
             return self.process.kill(signal.SIGTERM)
-        told = named is not None and self.process.signal(named, signum)
-        return told or self.process.kill(signum)
+        sent = named is not None and self.process.signal(named, signum)
+        return sent or self.process.kill(signum)
 
     def signal(self, signum: int) -> bool:
-        """Send `signum` to the process that does its work, and to no other; return whether we know
-        which that is."""
+        """Send `signum` only to the process that does the work. Return whether its pid is known
+        and it could be signalled."""
         return self.pid is not None and self.process.signal(self.pid, signum)
 
     def take_open_line(self) -> bytes:
-        """Return what has come of a line that it has not ended, and forget it."""
+        """Return the line that it has begun and not ended, and forget it."""
         return self._lines.take_open()
 
     def read_stderr(self) -> bool:
-        """Log what stands in its stderr now. Return whether more can come."""
+        """Log what its stderr holds now. Return whether more can come."""
         if self.process.stderr is None:
             return False
         data = self.process.read(self.process.stderr)
@@ -141,38 +160,38 @@ class RunningChild:
         return data != b""
 
     def end_stderr(self) -> None:
-        """Log what is left of its stderr, an unfinished line included."""
+        """Log the rest of its stderr, including an unfinished line."""
         if self.process.stderr is not None:
             for data in self.process.read_rest(self.process.stderr):
                 self._take_stderr(data)
         self._take_stderr(b"")
 
     def facts(self) -> ChildFacts:
-        """Return what there is to say, its latest stderr included."""
+        """Return what a person wants to know of it, including its latest stderr."""
         self.read_stderr()
-        # Once it is ready, we do not see what it writes to a stderr of its own: a line from its
-        # boot must not pass for its last.
-        unseen = self.ready and self.child.group.settings.stderr == "inherit"
+        # With "inherit", we see its stderr only until it is ready. A line from its boot must not
+        # be shown as its last.
+        unseen = self._ready and self.child.group.settings.stderr == "inherit"
         tail = () if unseen else tuple(self._stderr.tail)
         return ChildFacts(self.child.group.name, self.process.pid, tail)
 
     def _take_stderr(self, data: bytes) -> None:
         lines = self._stderr.feed(data)
         if self.child.group.settings.stderr == "inherit":
-            # It boots, and is to write there itself soon.
+            # It boots. Once it is ready, it writes there itself.
             with suppress(OSError):
                 os.write(2, data)
         else:
             self._log(lines)
 
     def log(self, record: Log, job: Job | None) -> None:
-        """Log what the child asked for, about `job` or none that it has in hand."""
+        """Log a record that the child has sent, about `job` or None."""
         level = _LEVELS.get((record.level or "").lower(), logging.INFO)
         self._emit(level, printable(record.message or ""), job, record.id)
 
     def _log(self, lines: list[str]) -> None:
         jobs = self.child.jobs
-        # Of several, nobody knows which one it is about.
+        # With several in flight, it is unknown which one the line is about.
         job = next(iter(jobs.values())) if len(jobs) == 1 else None
         for line in lines:
             self._emit(logging.INFO, line, job, None)

@@ -49,7 +49,7 @@ def wait_for_children(supervisor: Supervisor) -> None:
         if group.slots and not group.came_up:
             command = shlex.join(group.settings.command)
             failure = group.failure.rstrip()
-            words = " | ".join(group.last_words)
+            words = " | ".join(supervisor.last_words(group.name))
             raise SpawnError(
                 f"no child of the group {group.name} came up: {failure}\nIts command: {command}"
                 + (f"\nIts last stderr lines: {words}" if words else "")

@@ -361,16 +361,13 @@ def test_a_fatal_child_tells_why(caplog: pytest.LogCaptureFixture) -> None:
     assert "it can't boot: no licence" in caplog.text
 
 
-def test_a_pid_that_is_none_of_the_childs_is_not_taken_for_it(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """In a container, a pid means something else: nobody else's process gets the signal."""
+def test_a_pid_outside_of_the_childs_group_is_not_signalled() -> None:
+    """In a container, a pid has another meaning: no foreign process may get the signal."""
     ready_as_init = 'echo \'{"status":"ready","protocol":1,"pid":1}\''
-    with Engine(
-        sh_child(f"{ready_as_init}; {ECHO}"), handshake=True, soft_timeout_signal="SIGUSR1"
-    ) as engine:
-        answer(engine.run())
+    slow = f"{ready_as_init}; trap '' USR1; read -r line; sleep 1; echo '{{\"status\":\"ok\"}}'"
+    with Engine(sh_child(slow), handshake=True, soft_timeout_signal="SIGUSR1") as engine:
+        job = engine.begin(soft_timeout=0.1)
+        answer(engine.outcome_of(job))
+        assert engine.soft == [(job, False)]
         [child] = engine.supervisor.scheduler.groups["default"].children.values()
         assert [child.pid] == engine.pids
-        live = engine.supervisor._live[child.number]
-        assert live.pid is None

@@ -1,0 +1,334 @@
+"""The engine's loop: the turn, the inbox, and the order in which things happen.
+
+    other threads ---- post ---> inbox --+
+                                         v
+    descriptors ---> selector ---> scheduler (decides) ---> actions ---> perform
+                                         ^                                 |  |
+                                         +------------- tell --------------+  |
+                                                              callbacks <-----+
+
+A turn tells the scheduler everything that has happened. Then it lets the scheduler hand out jobs,
+performs all actions, and repeats this until nothing is left to do. Callbacks run last, one at a
+time, because they may come back: Celery calls `post` from inside of one.
+
+One thread turns the loop. It is the thread of the worker's event loop, which sees one descriptor
+(`fileno`) and one timer (`on_deadline`), or a thread that does nothing else. A signal handler may
+interrupt a turn on the same thread: it leaves its event in the inbox, and the turn handles it.
+
+The loop knows no process: `perform` is handed in.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+from ..core.actions import Action
+from ..core.model import Child
+from ..errors import SpawnError
+from .selector import Selector
+
+__all__ = ("Chore", "Decider", "Event", "Loop")
+
+logger = logging.getLogger("celery_subproc_pool")
+
+_T = TypeVar("_T")
+
+#: A method of the scheduler. Its last argument is the time at which the event happened.
+Event = Callable[..., list[Action]]
+
+
+class Decider(Protocol):
+    """What the loop itself needs of the scheduler."""
+
+    @property
+    def next_deadline(self) -> float | None:
+        """The time of the next `tick`; None if nothing is due."""
+
+    def tick(self, now: float) -> list[Action]:
+        """Decide what is due."""
+
+    def dispatch(self, now: float) -> list[Action]:
+        """Hand out jobs: all events that are known have been told."""
+
+    def faulted(self, child: Child, reason: str, now: float) -> list[Action]:
+        """Give up `child`: an action on it has failed."""
+
+
+class Chore(Protocol):
+    """Something to look at from time to time, because no descriptor tells of it."""
+
+    @property
+    def deadline(self) -> float | None:
+        """The time of the next look; None if there is nothing to look at."""
+
+    def look(self, now: float) -> None:
+        """Look. Called in each turn, also before the deadline."""
+
+
+class Loop:
+    """Turns events into actions. See this module's docstring.
+
+    Arguments:
+        scheduler: decides.
+        perform: performs one action, on the thread that turns the loop.
+        on_failure: called once, with the error after which the loop does nothing any more.
+        clock: monotonic time in seconds.
+    """
+
+    def __init__(
+        self,
+        scheduler: Decider,
+        perform: Callable[[Action], None],
+        on_failure: Callable[[Exception], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.clock = clock
+        #: Where descriptors are registered, to be served in each turn.
+        self.selector = Selector()
+        #: Called with the monotonic time before which the loop must be turned again.
+        self.on_deadline: Callable[[float], None] = lambda deadline: None
+        #: Whether the scheduler or the loop itself has raised. Their state may be wrong since
+        #: then, so the loop does nothing any more.
+        self.failed = False
+        self._scheduler = scheduler
+        self._perform = perform
+        self._on_failure = on_failure
+        self._chores: list[Chore] = []
+        self._inbox: deque[tuple[Any, ...]] = deque()
+        self._actions: deque[Action] = deque()
+        self._callbacks: deque[Callable[[], None]] = deque()
+        #: Whether the scheduler was told an event since its last `dispatch`.
+        self._told = False
+        self._turning = False
+        self._closed = False
+        self._announced: float | None = None
+        self._thread = threading.get_ident()
+
+    # -- from any thread
+
+    def post(self, event: Event, *arguments: Any) -> None:
+        """Tell the scheduler of an event, from any thread.
+
+        On the loop's own thread, the event takes effect before this returns. If the loop is being
+        turned at the moment, it takes effect later in that turn.
+
+        Arguments:
+            event: a method of the scheduler that takes the time as its last argument.
+            arguments: the other arguments of `event`.
+        """
+        self._inbox.append((event, *arguments))
+        self._attend()
+
+    def call(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called on the thread that turns the loop, from any thread. As all
+        callbacks, it is called after the actions of that turn."""
+        self._callbacks.append(callback)
+        self._attend()
+
+    def ask(self, question: Callable[[], _T], patience: float) -> _T:
+        """Return what `question` returns, or raise what it raises, from any thread.
+
+        It is called on the thread that turns the loop: what it looks at does not change meanwhile.
+        If that thread hangs or has ended, it is called on the calling thread.
+
+        Arguments:
+            question: looks, and changes nothing.
+            patience: seconds to wait for the loop, which may be in the midst of a turn.
+        """
+        if self.on_own_thread or self.failed or self._closed:
+            return question()
+        answer: Future[_T] = Future()
+        self.call(partial(_answer, answer, question))
+        wait([answer], patience)
+        return question() if answer.cancel() else answer.result()
+
+    def wake(self) -> None:
+        """Make a `turn` that waits return, from any thread. Once closed, do nothing: a tracing
+        thread may outlive the worker's pool."""
+        self.selector.wake()
+
+    @property
+    def on_own_thread(self) -> bool:
+        """Whether the calling thread is the one that turns the loop."""
+        return threading.get_ident() == self._thread
+
+    @property
+    def turning(self) -> bool:
+        """Whether the loop is being turned. On its own thread, this means that the caller is a
+        callback, or a signal handler that interrupts a turn."""
+        return self._turning
+
+    def _attend(self) -> None:
+        """Have the inbox and the callbacks looked at."""
+        if not self.on_own_thread:
+            self.wake()
+        elif not self._turning:
+            self._run_until_idle()
+
+    # -- for whoever turns it
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when `turn` has something to do."""
+        return self.selector.fileno()
+
+    def wait_time(self, longest: float) -> float:
+        """Return how many seconds `turn` may wait, at most `longest`."""
+        deadline = self._deadline()
+        return longest if deadline is None else min(max(deadline - self.clock(), 0.0), longest)
+
+    def turn_at_deadline(self) -> None:
+        """Turn, and announce the next deadline even if it has not changed."""
+        self._announced = None
+        self.turn()
+
+    def close(self) -> None:
+        """Give back the selector. The loop does nothing any more."""
+        self._closed = True
+        self.selector.close()
+
+    def disown(self) -> None:
+        """In a forked copy of this process: close the copy's descriptors."""
+        self._closed = True
+        self.selector.disown()
+
+    # -- for those who perform actions and serve descriptors
+
+    def tell(self, event: Event, *arguments: Any) -> None:
+        """Tell the scheduler of an event now, and have what it decides performed in this turn."""
+        self._told = True
+        self._actions.extend(event(*arguments, self.clock()))
+
+    def note(self, event: Callable[..., object], *arguments: Any) -> None:
+        """As `tell`, for an event from which no action follows."""
+        self._told = True
+        event(*arguments, self.clock())
+
+    def look_after(self, chore: Chore) -> None:
+        """Look at `chore` in each turn, and turn at its deadlines."""
+        self._chores.append(chore)
+
+    # -- the turn
+
+    def begin(self, first: Event) -> None:
+        """Make the calling thread the loop's own, and tell the `first` event.
+
+        Raises:
+            SpawnError: `perform` has raised it.
+        """
+        self._thread = threading.get_ident()
+        self.tell(first)
+        self._run_until_idle()
+
+    def turn(self, timeout: float = 0.0) -> None:
+        """Serve all descriptors that are ready, then run until idle.
+
+        Arguments:
+            timeout: seconds to wait for a descriptor to become ready.
+        """
+        if self._turning or self._closed or self.failed:
+            return
+        self._thread = threading.get_ident()
+        self._turning = True
+        try:
+            self.selector.serve(timeout)
+            for chore in self._chores:
+                chore.look(self.clock())
+            # After the descriptors: a reply that came in time is not late because we are.
+            self.tell(self._scheduler.tick)
+        except Exception as exc:
+            self._fail(exc)
+        finally:
+            self._turning = False
+        self._run_until_idle()
+
+    def _run_until_idle(self) -> None:
+        """Do what follows from what is known, until nothing does. Announce the next deadline."""
+        while not self._turning and not self.failed:
+            self._turning = True
+            try:
+                while self._step():
+                    pass
+            except SpawnError:
+                raise
+            except Exception as exc:
+                self._fail(exc)
+            finally:
+                self._turning = False
+            # A signal handler may have posted after the last step: it saw the turn go on.
+            if not self._inbox and not self._callbacks:
+                break
+        if not self.failed:
+            self._announce()
+
+    def _step(self) -> bool:
+        """Tell all events, hand out jobs, perform all actions. Only if there is none, call one
+        callback. Return whether there was anything to do."""
+        while self._inbox:
+            self.tell(*self._inbox.popleft())
+        if self._told:
+            self._told = False
+            self._actions.extend(self._scheduler.dispatch(self.clock()))
+        if self._actions:
+            while self._actions:
+                self._act(self._actions.popleft())
+        elif self._callbacks:
+            self._call_back(self._callbacks.popleft())
+        else:
+            return False
+        return True
+
+    def _act(self, action: Action) -> None:
+        """Perform `action`. If that fails, its child is given up and the loop goes on."""
+        try:
+            self._perform(action)
+        except SpawnError:
+            raise
+        except Exception as exc:
+            name = type(action).__name__
+            logger.exception("%s failed", name)
+            child: Child | None = getattr(action, "child", None)
+            if child is not None:
+                self.tell(self._scheduler.faulted, child, f"{name} failed: {exc!r}")
+
+    def _call_back(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception:
+            logger.exception("A callback failed; the pool goes on")
+
+    def _fail(self, error: Exception) -> None:
+        self.failed = True
+        self._on_failure(error)
+
+    # -- time
+
+    def _announce(self) -> None:
+        deadline = self._deadline()
+        if deadline is not None and deadline != self._announced:
+            self._announced = deadline
+            self.on_deadline(deadline)
+
+    def _deadline(self) -> float | None:
+        soonest = self._scheduler.next_deadline
+        for chore in self._chores:
+            deadline = chore.deadline
+            if deadline is not None and (soonest is None or deadline < soonest):
+                soonest = deadline
+        return soonest
+
+
+def _answer(answer: Future[_T], question: Callable[[], _T]) -> None:
+    if not answer.set_running_or_notify_cancel():
+        # Whoever asked has stopped waiting.
+        return
+    try:
+        answer.set_result(question())
+    except Exception as exc:
+        answer.set_exception(exc)

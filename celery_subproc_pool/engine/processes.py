@@ -1,0 +1,224 @@
+"""Owns every process: starts children and the guardian, and ends them and what they have started.
+
+Four ways lead out: a child that has exited is forgotten (`forget`), what it left running is ended
+first (`remains`), the worker ends all children (`kill_all`), or this process turns out to be a
+forked copy and touches none of them (`disown`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Mapping
+
+from ..core.model import Child
+from . import programs, reports
+from .descriptors import Descriptors
+from .guardian import MARK, Guardian
+from .loop import Loop
+from .memory import MemoryMeter
+from .process import KILL_GRACE, ChildProcess, pidfd
+from .remains import Remains
+from .running import RunningChild
+
+__all__ = ("Processes",)
+
+#: The environment variable that tells a child its place in its group, from 0 on.
+SLOT = "CELERY_SUBPROC_POOL_SLOT"
+
+#: The environment variable that tells one Python child to log what is odd about the project.
+FIRST = "CELERY_SUBPROC_POOL_FIRST"
+
+
+class Processes:
+    """The processes of all children that are not forgotten.
+
+    Arguments:
+        loop: watches the guardian, and looks after what children leave.
+        descriptors: serves the children.
+        environ: the environment that children start from.
+        owner: the worker's node name. The guardian shows it in its command line.
+    """
+
+    def __init__(
+        self, loop: Loop, descriptors: Descriptors, environ: Mapping[str, str], owner: str
+    ) -> None:
+        self._loop = loop
+        self._descriptors = descriptors
+        self._environ = dict(environ)
+        self._owner = owner
+        #: By the children's numbers.
+        self._running: dict[int, RunningChild] = {}
+        self._guardian: Guardian | None = None
+        #: Readable once the guardian has ended; None where the system has no such descriptor.
+        self._guardian_fd: int | None = None
+        self._meter = MemoryMeter()
+        self._remains = Remains(self._forget_group)
+        loop.look_after(self._remains)
+
+    def __iter__(self) -> Iterator[RunningChild]:
+        """Yield all of them. They may be forgotten meanwhile."""
+        yield from tuple(self._running.values())
+
+    def get(self, child: Child) -> RunningChild | None:
+        """Return the process of `child`; None if it was not started or is forgotten."""
+        return self._running.get(child.number)
+
+    def memory_of(self, child: Child) -> int:
+        """Return the resident memory of `child` and of what it has started, in bytes; 0 if it is
+        gone."""
+        running = self.get(child)
+        if running is None:
+            return 0
+        return self._meter.measure(running.process.pid, self._loop.clock())
+
+    # -- starting
+
+    def start_guardian(self) -> None:
+        """Start the guardian. It must run before the first child does."""
+        self._guardian = Guardian(self._owner)
+        self._watch_guardian()
+
+    def spawn(self, child: Child) -> RunningChild:
+        """Start the process of `child`, and serve its descriptors.
+
+        Raises:
+            SpawnError: the process can't be started.
+            OSError: its descriptors can't be served. It has been killed.
+        """
+        assert self._guardian is not None
+        settings = child.group.settings
+        # A child that reads a boot line can also go on with the worker's own stderr.
+        handover = settings.stderr == "inherit" and child.group.boot
+        stderr = "handover" if handover else settings.stderr
+        environ = self._environment(child, self._guardian.mark)
+        process = ChildProcess(settings.command, environ, settings.cwd, stderr)
+        running = RunningChild(child, process)
+        try:
+            self._guardian.watch(process.pid)
+            self._descriptors.watch(running)
+        except OSError:
+            # There are no more descriptors, or the selector has no memory.
+            process.kill(signal.SIGKILL)
+            process.wait()
+            self._descriptors.unwatch(running)
+            process.close()
+            raise
+        self._running[child.number] = running
+        return running
+
+    def _environment(self, child: Child, mark: str) -> dict[str, str]:
+        group = child.group
+        base = self._environ
+        if group.settings.clean_env:
+            base = {"PATH": base.get("PATH", os.defpath)}
+        elif group.withheld:
+            base = {name: base[name] for name in base.keys() - group.withheld}
+        own = {MARK: mark, SLOT: str(child.slot.number)}
+        if group.boot and child.slot.number == 0 and not group.came_up:
+            own[FIRST] = "1"
+        return {**base, **group.settings.env, **own}
+
+    # -- the guardian
+
+    def _watch_guardian(self) -> None:
+        """Watch for the end of the guardian, which should outlive all children."""
+        if self._guardian_fd is not None:
+            self._loop.selector.unwatch(self._guardian_fd)
+            os.close(self._guardian_fd)
+        self._guardian_fd = None if self._guardian is None else pidfd(self._guardian.pid)
+        if self._guardian_fd is not None:
+            self._loop.selector.watch(self._guardian_fd, self._on_guardian_exit)
+
+    def _on_guardian_exit(self) -> None:
+        if self._guardian is not None:
+            self._guardian.check()
+        self._watch_guardian()
+
+    def _forget_group(self, pid: int) -> None:
+        if self._guardian is not None:
+            self._guardian.forget(pid)
+
+    # -- ending
+
+    def forget(self, child: Child, leaves: bool, stopping: bool) -> None:
+        """Forget `child`, which has exited.
+
+        Arguments:
+            child: the child.
+            leaves: whether what it has left running goes on; otherwise that is ended.
+            stopping: whether the worker stops, for the log.
+        """
+        running = self._running.pop(child.number, None)
+        if running is None:
+            return
+        process = running.process
+        process.close()
+        if leaves:
+            process.leave()
+            self._forget_group(process.pid)
+            return
+        [rest] = programs.members([process.pid]).values()
+        if not child.reason and (titles := running.programs or programs.titles(rest)):
+            # With a reason, the log has named them in the report of the child's replacement.
+            reports.cleared(child, titles, stopping)
+        self._remains.end(process, rest, self._loop.clock())
+
+    def kill_all(self) -> None:
+        """Kill every child and forget it, whatever state it is in.
+
+        Safe in a signal handler: it relies on nothing that a turn may have left half done.
+        """
+        guardian, self._guardian = self._guardian, None
+        if guardian is not None:
+            self._report_leftovers(guardian)
+        killed = {running for running in self if running.kill(signal.SIGKILL)}
+        if guardian is not None:
+            self._watch_guardian()
+            # It ends what is left. Children are reaped only after that, see `remains`.
+            guardian.close()
+        self._reap_all(killed)
+        self._remains.finish()
+
+    def _reap_all(self, killed: set[RunningChild]) -> None:
+        """Reap and forget all children. Wait only for those in `killed`, and not for ever."""
+        end = self._loop.clock() + KILL_GRACE
+        left = []
+        for running in self:
+            self._descriptors.unwatch(running)
+            process = running.process
+            process.kill(signal.SIGKILL)
+            waits = running in killed and not running.child.unkillable
+            if not process.wait(max(end - self._loop.clock(), 0.0) if waits else 0.0):
+                left.append(process.pid)
+            process.close()
+            self._running.pop(running.child.number, None)
+        if left:
+            reports.left_behind(left)
+
+    def _report_leftovers(self, guardian: Guardian) -> None:
+        """Log which programs end with the worker, because children have left them running."""
+        children = {pid for running in self for pid in (running.process.pid, running.pid)}
+        # Not those that are killed with their child, and not those that the log has named before.
+        groups = set(self._remains.groups)
+        for running in self:
+            if running.child.group.settings.leftovers == "kill":
+                groups.add(running.process.pid)
+        strays = [pid for pid in guardian.descendants() if pid not in children]
+        for members in programs.members(groups).values() if strays else ():
+            strays = [pid for pid in strays if pid not in members]
+        if titles := programs.titles(strays):
+            reports.left_over(titles)
+
+    def disown(self) -> None:
+        """In a forked copy of this process: close the copy's descriptors, and touch no process."""
+        for running in self:
+            running.process.close()
+        self._running.clear()
+        self._remains.disown()
+        if self._guardian is not None:
+            self._guardian.disown()
+            self._guardian = None
+        if self._guardian_fd is not None:
+            os.close(self._guardian_fd)
+            self._guardian_fd = None
