@@ -1,7 +1,8 @@
-"""What acts: spawns children, reads and writes their pipes, sends signals, waits for timers.
+"""What acts: spawns children, reads and writes their pipes, sends signals, waits for deadlines.
 
-It may import `core`, `wire`, `errors` and psutil. It knows no Celery: whoever has the jobs is a
-`supervisor.Listener`. One thread turns it.
+It may import `core`, `wire`, `errors` and psutil. It knows no Celery: the owner of the jobs is a
+`performer.Listener`. One thread turns it.
 
-Read `supervisor` first: it owns every child and performs what `core` decides.
+Read `supervisor` first: it says which part owns what. Then `loop`: it says in which order things
+happen.
 """

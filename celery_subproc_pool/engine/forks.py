@@ -1,8 +1,8 @@
-"""What forked copies of the worker must not inherit: what is the worker's alone.
+"""Closes what forked copies of the worker inherit, but only the worker may own.
 
-`celery worker -B` forks beat from the worker, sometimes after its pool has started: Celery orders
-the two by chance. As long as such a copy has the worker's ends of the pipes, no child sees the
-worker close them, and the guardian does not see it die.
+`celery worker -B` forks beat from the worker. Celery starts beat and the pool in random order, so
+the fork may come after the pool's start. As long as a copy holds the worker's ends of the pipes, no
+child sees the worker close them, and the guardian does not see the worker die.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ __all__ = ("keep_from_copies",)
 
 
 class Owner(Protocol):
-    """Who has descriptors and processes that are the worker's alone."""
+    """Owns descriptors and processes."""
 
     def disown(self) -> None:
-        """Let go of everything, and do nothing to it."""
+        """Close the copy's descriptors, and touch no process."""
 
 
 _owners: weakref.WeakSet[Owner] = weakref.WeakSet()
 
 
 def keep_from_copies(owner: Owner) -> None:
-    """Have `owner.disown` called in every copy of this process that is forked from now on."""
+    """Call `owner.disown` in every copy of this process that is forked from now on."""
     _owners.add(owner)
 
 

@@ -1,18 +1,19 @@
 """Kills every child's process group when the worker dies, however it dies.
 
-Layer: standard library only; imports nothing of ours. Run as a script, it is the guardian: it
-reads the children's pids from its stdin. When that ends, because the worker was killed or is
-through with its children, it ends their groups, and whatever else carries the worker's mark: what
-a child has started in a session of its own ends with the worker. `Guardian` is the worker's end of
-it.
+This module is also a script that runs as a process of its own, the guardian. It reads the pids of
+the children from its stdin. That ends when the worker was killed, or needs no children any more.
+Then the guardian ends the children's process groups. It also ends every other process that carries
+the worker's mark, because a child may have started it in a session of its own. `Guardian` is the
+worker's end of the pipe. The script must start fast: it imports only the standard library.
 
-The mark is a variable in the environment, and a limit that means nothing: the soft one of the time
-that a real-time process may run, a number of hundreds of centuries, of this worker's own. Programs
-overwrite their environment as /proc shows it (setproctitle does), or start others without it;
-nobody changes that limit, and a fork and an exec keep it.
+The mark is twofold: a variable in the environment, and a resource limit without effect. That is the
+soft limit on the time that a real-time process may run: hundreds of centuries, and a different
+number for each worker. The limit is needed because programs overwrite their environment as /proc
+shows it (setproctitle does), or start others without it. A fork and an exec keep the limit, and
+programs do not change it.
 
-PR_SET_CHILD_SUBREAPER and PDEATHSIG do not do: the latter fires when the *thread* that spawned
-a child ends, and neither reaches grandchildren.
+PR_SET_CHILD_SUBREAPER and PDEATHSIG are no replacement: PDEATHSIG is sent when the *thread* that
+has spawned a child ends, and neither reaches grandchildren.
 """
 
 from __future__ import annotations
@@ -30,29 +31,29 @@ from contextlib import suppress
 
 __all__ = ("MARK", "Guardian")
 
-#: The environment variable that marks all processes that descend from one worker's pool.
+#: The environment variable that marks all processes that one worker's pool has started.
 MARK = "CELERY_SUBPROC_POOL_WORKER"
 
-#: Seconds that what is left has to end by itself.
+#: Seconds from SIGTERM to SIGKILL for what children have started.
 MOMENT = 1.0
 
-#: Seconds from one look at it to the next.
+#: Seconds between looks whether it has ended.
 LOOK_INTERVAL = 0.01
 
-#: Seconds that a guardian may take to go: it looks at all processes of the system.
+#: Seconds that a guardian may take to exit: it looks at all processes of the system.
 PATIENCE = 5.0
 
-#: Seconds that a guardian must have lived for another one to follow it at once.
+#: A guardian that has lived for fewer seconds is replaced only with the next child.
 SHORT_LIFE = 1.0
 
 logger = logging.getLogger("celery_subproc_pool")
 
 
 class Guardian:
-    """The worker's end: starts the guardian and tells it which groups there are.
+    """Starts the guardian, and tells it which process groups there are.
 
     Arguments:
-        owner: whose guardian it is, for those who look at its command line.
+        owner: the worker's node name. The guardian shows it in its command line.
     """
 
     def __init__(self, owner: str = "") -> None:
@@ -66,7 +67,7 @@ class Guardian:
 
     @property
     def _title(self) -> str:
-        # As the title of a process of Celery's: this one runs without what could set its own.
+        # In the form of Celery's process titles. The guardian has no setproctitle.
         return f"[celeryd: {self._owner}:guardian]"
 
     @property
@@ -75,33 +76,34 @@ class Guardian:
         return None if self._process is None else self._process.pid
 
     def watch(self, pid: int) -> None:
-        """Have the process group `pid`, which has just started, ended if the worker dies."""
+        """Add the process group `pid`, which has just started: it is ended if the worker dies."""
         _set_limit(pid, _limit(self.mark))
         self._pids.add(pid)
         if not self._tell(f"+{pid}"):
             self._restart()
 
     def forget(self, pid: int) -> None:
-        """The group `pid` is gone."""
+        """Remove the group `pid`, which is gone."""
         self._pids.discard(pid)
         self._tell(f"-{pid}")
 
     def check(self) -> None:
-        """Replace a guardian that has died; one that dies at once, only with the next child."""
+        """Replace the guardian if it has died. If it died soon after its start, the next `watch`
+        replaces it."""
         if self._process is None or self._process.poll() is None:
             return
-        logger.warning("The guardian (pid %s) was killed; another one starts", self.pid)
+        logger.warning("The guardian (pid %s) has died; another one is started", self.pid)
         if time.monotonic() < self._started + SHORT_LIFE:
             self._dismiss()
         else:
             self._restart()
 
     def descendants(self) -> list[int]:
-        """Return the pids of all processes that children have started, and of the children."""
+        """Return the pids of the children and of all processes that they have started."""
         return _marked(self.mark)
 
     def close(self) -> None:
-        """Have the guardian kill what is left, and go."""
+        """Have the guardian kill what is left, and exit."""
         self._dismiss()
 
     def disown(self) -> None:
@@ -113,27 +115,27 @@ class Guardian:
     def _start(self) -> None:
         try:
             process = subprocess.Popen(
-                # Isolated and without site: it boots in a fraction of the time and memory.
+                # Isolated and without site: it takes a fraction of the time and memory.
                 [sys.executable, "-I", "-S", os.path.abspath(__file__), self.mark, self._title],
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
-                # Its own session: what kills the worker's group or terminal must not kill it.
+                # Its own session: a signal to the worker's group or terminal must not reach it.
                 start_new_session=True,
                 cwd="/",
-                # In a worker that is itself a child of a pool: that pool's guardian spares this
-                # one, which has its own to kill.
+                # The worker may itself be a child of another pool. Without that pool's mark, its
+                # guardian does not kill this one, which still has children to kill.
                 env={name: value for name, value in os.environ.items() if name != MARK},
             )
         except OSError as exc:
             logger.error(
-                "The guardian can't start (%s): until it can, children outlive a worker that is"
+                "The guardian can't start (%s): until it can, children survive if the worker is"
                 " killed",
                 exc,
             )
             return
         assert process.stdin is not None
-        # As with the variable above.
+        # For the same reason as the environment above.
         _set_limit(process.pid, None)
         # A guardian that hangs must not hang the worker.
         os.set_blocking(process.stdin.fileno(), False)
@@ -141,7 +143,7 @@ class Guardian:
         self._started = time.monotonic()
 
     def _tell(self, line: str) -> bool:
-        """Write `line`; return whether the guardian can have it."""
+        """Write `line` to the guardian. Return whether that was possible."""
         if self._process is None or self._process.stdin is None:
             return False
         try:
@@ -151,8 +153,8 @@ class Guardian:
         return True
 
     def _restart(self) -> None:
-        """Somebody killed or stopped the guardian, or it never started: try another, which
-        learns all pids anew."""
+        """Start another guardian, and tell it all pids: this one was killed, does not read, or was
+        never started."""
         if self._process is not None:
             self._process.kill()
         self._dismiss()
@@ -161,7 +163,8 @@ class Guardian:
             self._tell(f"+{pid}")
 
     def _dismiss(self) -> None:
-        """Close the pipe and wait, but not for a guardian that somebody has stopped."""
+        """Close the pipe, and wait for the guardian to exit. Kill it if it does not: it may have
+        been stopped by a signal."""
         process, self._process = self._process, None
         if process is None or process.stdin is None:
             return
@@ -174,8 +177,8 @@ class Guardian:
 
 
 def _set_limit(pid: int, limit: int | None) -> None:
-    """Set the soft limit of a process; None is as high as it may be. Where the system knows no such
-    limit, or does not allow it, there is none."""
+    """Set the soft limit of a process; None is the highest allowed. Do nothing where the system has
+    no such limit, or does not allow it."""
     with suppress(AttributeError, OSError, OverflowError, ValueError):
         _, hard = resource.prlimit(pid, resource.RLIMIT_RTTIME)
         new = hard if limit is None else limit
@@ -183,13 +186,13 @@ def _set_limit(pid: int, limit: int | None) -> None:
 
 
 def _limit(mark: str) -> int:
-    """Return the limit, in microseconds, that marks the descendants of the pool `mark`: none in
-    effect, and unlike that of any other pool."""
+    """Return the limit, in microseconds, that marks the processes of the pool `mark`. It is too
+    high to have an effect, and differs between pools."""
     return 2**61 + int(mark, 16) % 2**61
 
 
 def _marked(mark: str) -> list[int]:
-    """Return the pids of the processes that carry `mark` (where /proc tells)."""
+    """Return the pids of the processes that carry `mark`; none where there is no /proc."""
     needle, limit = f"{MARK}={mark}".encode(), _limit(mark)
     numbers = os.listdir("/proc") if os.path.isdir("/proc/self") else ()
     pids = (int(name) for name in numbers if name.isdigit())
@@ -200,7 +203,7 @@ def _has_limit(pid: int, limit: int) -> bool:
     try:
         return resource.prlimit(pid, resource.RLIMIT_RTTIME)[0] == limit
     except PermissionError:
-        # It has changed its user. This tells all, but takes longer.
+        # It has changed its user. /proc tells the limit of any process, but is slower.
         return _limit_shown(pid) == limit
     except (AttributeError, OSError, ValueError):
         return False
@@ -223,7 +226,7 @@ def _has_variable(pid: int, needle: bytes) -> bool:
 
 
 def _members(groups: set[int]) -> list[int]:
-    """Return the pids of the processes in `groups` (where /proc tells)."""
+    """Return the pids of the processes in `groups`; none where there is no /proc."""
     found = []
     for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
         if name.isdigit() and _group(int(name)) in groups:
@@ -241,15 +244,15 @@ def _group(pid: int) -> int:
 def _runs(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat", "rb") as stat:
-            # Behind the name, which is in brackets and may hold any: the state.
+            # The state comes after the name, which is in brackets and may contain any character.
             return stat.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
     except OSError:
         return False
 
 
 def _end_all(groups: set[int], mark: str) -> None:
-    """Kill the children; what is left of their groups, and what carries `mark`, gets SIGTERM, and a
-    moment to end by itself: it may clean up after them. Then it is killed too."""
+    """Kill the children. Send SIGTERM to the rest of their groups and to what carries `mark`: it
+    may clean up after the children. Kill it after `MOMENT`."""
     for pid in groups:
         _signal(os.kill, pid, signal.SIGKILL)
     for pid in groups:
@@ -262,7 +265,7 @@ def _end_all(groups: set[int], mark: str) -> None:
     end = time.monotonic() + MOMENT
     while any(map(_runs, rest)) and time.monotonic() < end:
         time.sleep(LOOK_INTERVAL)
-    # The number of a group that is empty may be another's by now.
+    # The number of an empty group may have been reused.
     in_use = {_group(pid) for pid in rest if _runs(pid)} if rest else groups
     for pid in in_use & groups:
         _signal(os.killpg, pid, signal.SIGKILL)
@@ -278,7 +281,7 @@ def _signal(send: Callable[[int, int], None], pid: int, signum: int) -> None:
 
 
 def main() -> None:
-    """Be the guardian, until stdin ends."""
+    """Run as the guardian, until stdin ends."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     groups: set[int] = set()

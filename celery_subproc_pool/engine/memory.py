@@ -1,7 +1,4 @@
-"""How much memory children take, each with all that it has started.
-
-Layer: psutil; imports nothing of ours.
-"""
+"""Measures the memory that children take, each with everything that it has started."""
 
 from __future__ import annotations
 
@@ -13,27 +10,29 @@ import psutil
 
 __all__ = ("MemoryMeter",)
 
-#: Seconds from one look at all processes of the system to the next.
+#: Seconds between surveys of all processes of the system.
 SURVEY_INTERVAL = 1.0
 
 
 class MemoryMeter:
-    """Measures children. One serves them all: it looks at the system's processes at most once in
-    `SURVEY_INTERVAL`, and only at a child's own for each job.
+    """Measures the memory of all children.
 
-    What a child started is what is in its session, as the pool gives each a session of its own.
+    A child has a session of its own: what it has started is what is in that session. That takes a
+    survey of all processes, so it is done at most once per `SURVEY_INTERVAL` for all children. The
+    child's own process is looked at each time.
     """
 
     def __init__(self) -> None:
         self._surveyed_at = float("-inf")
-        #: Resident bytes of a session's members, but for its leader.
+        #: By session: the resident bytes of all its members except the leader.
         self._members: Counter[int] = Counter()
 
     def measure(self, pid: int, now: float) -> int:
-        """Return the resident memory of a child and of what it started, in bytes; 0 if it is gone.
+        """Return the resident memory of a child and of what it has started, in bytes; 0 if it is
+        gone.
 
         Arguments:
-            pid: the process that was started for it, the leader of its session.
+            pid: the process that was started for the child, the leader of its session.
             now: monotonic time, in seconds.
         """
         if now >= self._surveyed_at + SURVEY_INTERVAL:
@@ -46,7 +45,7 @@ def _survey() -> Counter[int]:
     members: Counter[int] = Counter()
     own = os.getsid(0)
     for pid in psutil.pids():
-        # Another user's process on a system that keeps this secret, or one that is gone.
+        # It is gone, or it is another user's and the system does not tell.
         with suppress(OSError):
             session = os.getsid(pid)
             if session not in (own, pid):

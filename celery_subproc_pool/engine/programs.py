@@ -1,7 +1,4 @@
-"""Which processes run in the groups of children, beside the children.
-
-Layer: psutil; imports nothing of ours.
-"""
+"""Finds the processes that children have started, by the children's process groups."""
 
 from __future__ import annotations
 
@@ -13,20 +10,20 @@ import psutil
 
 __all__ = ("members", "titles")
 
-#: Stands in the command of what ends by itself, once it has cleaned up after a process that is
-#: gone: `multiprocessing`'s, joblib's. Nobody wants to hear of it.
+#: In the command line of the resource trackers of `multiprocessing` and joblib. They clean up after
+#: a process that is gone, and then end by themselves. The log does not mention them.
 _CLEANER = "resource_tracker"
 
 
 def members(groups: Iterable[int]) -> dict[int, list[int]]:
-    """Return the pids of what runs in each process group, but for the group's leader.
+    """Return the pids of what runs in each process group, except the group's leader.
 
     Arguments:
         groups: the groups' numbers.
     """
     found: dict[int, list[int]] = {group: [] for group in groups}
     for pid in psutil.pids() if found else ():
-        # One that is gone.
+        # It may be gone by now.
         with suppress(OSError):
             group = os.getpgid(pid)
             if pid != group and group in found and _runs(pid):
@@ -35,7 +32,8 @@ def members(groups: Iterable[int]) -> dict[int, list[int]]:
 
 
 def titles(pids: Iterable[int]) -> tuple[str, ...]:
-    """Return each process' pid and name, as text; not of what is gone, or goes by itself."""
+    """Return the pid and name of each process as text. Leave out those that are gone, and
+    resource trackers."""
     return tuple(title for pid in sorted(pids) if (title := _title(pid)))
 
 

@@ -1,7 +1,4 @@
-"""What the log is told of children that come and go.
-
-Layer: above `live` and `records`. Must not import Celery.
-"""
+"""Log messages about children that come and go."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ __all__ = (
 
 logger = logging.getLogger("celery_subproc_pool")
 
-#: How many jobs or tasks one line of the log names.
+#: How many jobs or programs one line of the log names at most.
 MOST_NAMED = 10
 
 
@@ -45,29 +42,29 @@ def replaced(report: Report, facts: ChildFacts | None, programs: Sequence[str]) 
     Arguments:
         report: what happened.
         facts: what else is known of the child; None if it never ran.
-        programs: what else runs in its group, and ends with it.
+        programs: what else runs in its process group, and is ended with it.
     """
     child = report.child
     old = child.slot.child
-    serves_on = old is not None and old is not child and old.recycle_reason and old.serves
+    goes_on = old is not None and old is not child and old.recycle_reason and old.serves
     tail = " | ".join(facts.stderr) if facts is not None else ""
     logger.warning(
         "Child %s is replaced: %s%s%s%s%s%s%s",
         _name(child),
         report.reason,
         _jobs(report.jobs),
-        "; it may still end those that it has begun" if child.drains else "",
-        f"; pid {old.pid}, which it was to follow, serves on" if old and serves_on else "",
+        "; it may still finish the jobs that it has begun" if child.drains else "",
+        f"; pid {old.pid}, which it was to replace, goes on serving" if old and goes_on else "",
         f"; the next one starts in {report.delay:.1f} s; {_strength(child.group)}"
         if report.delay
         else "",
-        f"; with it ends what it has started: {some_of(programs)}" if programs else "",
+        f"; programs that it has started are ended: {some_of(programs)}" if programs else "",
         f"; its last stderr lines: {tail}" if tail else "",
     )
 
 
 def recycled(event: Recycled) -> None:
-    """Log that a child has had its time."""
+    """Log that a child was recycled, as planned."""
     logger.info(
         "Child %s is recycled: %s; its successor (pid %s) has taken its place",
         _name(event.child),
@@ -77,15 +74,15 @@ def recycled(event: Recycled) -> None:
 
 
 def cleared(child: Child, programs: Sequence[str], stopping: bool) -> None:
-    """Log that `programs`, which `child` has left running, end with it, as it was to go.
+    """Log that programs are ended because a child, which was to exit, has left them running.
 
     Arguments:
-        child: the child.
-        programs: what they are.
-        stopping: whether it goes because the worker stops.
+        child: the child, which is gone.
+        programs: the programs.
+        stopping: whether the child has exited because the worker stops.
     """
     logger.warning(
-        "Child %s has gone, and with it ends what it has left running: %s (%s)",
+        "Child %s is gone; programs that it has left running are ended: %s (%s)",
         _name(child),
         some_of(programs),
         "the worker stops" if stopping else f"leftovers is {child.group.settings.leftovers!r}",
@@ -93,20 +90,20 @@ def cleared(child: Child, programs: Sequence[str], stopping: bool) -> None:
 
 
 def left_over(programs: Sequence[str]) -> None:
-    """Log that `programs` end with the worker: children have left them running."""
+    """Log that `programs`, which children have left running, are ended with the worker."""
     logger.warning(
-        "The worker stops, and with it ends what its children have left running: %s",
+        "The worker stops; programs that its children have left running are ended: %s",
         some_of(programs),
     )
 
 
 def healed(group: Group) -> None:
-    """Log that a group is at full strength again, where it was logged that it is not."""
+    """Log that a group is at full strength again, after the log has said that it is not."""
     logger.warning("The group %s is whole again: %s", group.name, _strength(group))
 
 
 def whose(pid: int) -> str:
-    """Return why the process `pid` can't be signalled by us, in words."""
+    """Return, in words, why the worker can't signal the process `pid`."""
     try:
         owner = psutil.Process(pid).username()
     except psutil.Error:
@@ -115,11 +112,11 @@ def whose(pid: int) -> str:
 
 
 def unkillable(event: Unkillable) -> None:
-    """Log that a child goes on which was to be killed."""
+    """Log that a child goes on although it was to be killed."""
     logger.error(
-        "Child %s can't be killed: %s%s. It has no place in the pool any more, and stays until it"
-        " exits by itself: end it by hand. A child that is to run as another user must exit when"
-        " its stdin ends, whatever it does",
+        "Child %s can't be killed: %s%s. It is no longer part of the pool, and stays until it"
+        " exits by itself: end it by hand. A child that runs as another user must exit when its"
+        " stdin is closed, whatever it is doing",
         _name(event.child),
         event.reason,
         _jobs(event.jobs),
@@ -127,10 +124,10 @@ def unkillable(event: Unkillable) -> None:
 
 
 def stranded(event: Stranded) -> None:
-    """Log that jobs are given up in a stop, for no child can start."""
+    """Log that jobs are given up because the worker stops and no child can start."""
     logger.error(
-        "The worker stops, and %s. These jobs have waited for one: %s. They fail; but those whose"
-        " messages are not acknowledged yet (acks_late) stay with the broker",
+        "The worker stops, and %s. These jobs were waiting for one: %s. They fail, except those"
+        " whose messages are not acknowledged yet (acks_late): the broker keeps them",
         event.reason,
         some_of([job.title for job in event.jobs]),
     )
@@ -139,7 +136,7 @@ def stranded(event: Stranded) -> None:
 def left_behind(pids: Sequence[int]) -> None:
     """Log that the worker ends before children that can't be killed."""
     logger.error(
-        "The worker ends, and leaves children behind that it can't kill: pid %s. End them by hand",
+        "The worker ends and leaves children behind that it can't kill: pid %s. End them by hand",
         ", ".join(map(str, pids)),
     )
 

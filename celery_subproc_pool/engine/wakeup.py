@@ -1,7 +1,4 @@
-"""Wakes a thread that waits for descriptors, from any other thread or a signal handler.
-
-Layer: standard library only; imports nothing of ours.
-"""
+"""Wakes a thread that waits for descriptors, from another thread or a signal handler."""
 
 from __future__ import annotations
 
@@ -12,12 +9,12 @@ __all__ = ("Wakeup",)
 
 
 class Wakeup:
-    """A pipe to oneself."""
+    """A pipe that this process writes to and reads from."""
 
     __slots__ = ("_lock", "_pending", "_reader", "_writer")
 
     def __init__(self) -> None:
-        # Re-entrant: a signal handler may wake while its thread does.
+        # Re-entrant: a signal handler may call `wake` while its thread is in `wake`.
         self._lock = threading.RLock()
         self._pending = False
         self._writer: int | None
@@ -36,23 +33,26 @@ class Wakeup:
             os.write(self._writer, b"\0")
 
     def clear(self) -> None:
-        """Make the descriptor, which is readable, so no longer: before what it was woken for is
-        looked at, so that what comes from now on wakes again."""
+        """Empty the pipe, which must be readable.
+
+        To be called before looking at what the wake was for. Then whatever comes during the look
+        wakes again.
+        """
         with self._lock:
             self._pending = False
             os.read(self._reader, 1)
 
     def close(self) -> None:
-        """Give the pipe back."""
+        """Close the pipe."""
         with self._lock:
             if self._writer is not None:
                 os.close(self._writer)
             self._writer = None
-        # After the other: who wakes meanwhile must find nothing to write to, or a reader.
+        # The writer is closed first, or a concurrent `wake` gets EPIPE.
         os.close(self._reader)
 
     def disown(self) -> None:
         """In a forked copy of this process: close the copy's pipe."""
-        # The lock may have been taken when the copy was made.
+        # Another thread may have held the lock when the process was forked.
         self._lock = threading.RLock()
         self.close()

@@ -389,7 +389,9 @@ def version(): return deployed.VERSION
         module.write_text("raise RuntimeError('half of it is missing')\n")
         assert "ok" in control(place, "pool_restart")
         wait_for(lambda: worker.log.count("half of it is missing") > 1, "several attempts")
-        assert f"; pid {before}, which it was to follow, serves on; the next one" in worker.log
+        assert (
+            f"; pid {before}, which it was to replace, goes on serving; the next one" in worker.log
+        )
         assert get(place.app.send_task("version")) == 1
         assert pid_of(place, "python") == before
         module.write_text("VERSION = 22\n")

@@ -160,7 +160,7 @@ def test_shared_memory_is_cleaned_up_after_a_child(
         assert len(names.read_text().split()) == 22
         wait_for(lambda: not left_in(names), "the end of all segments")
         # What cleans up after a child is no program of a task's.
-        assert "with it ends" not in worker.log
+        assert "are ended: " not in worker.log
 
 
 # -- programs
@@ -181,7 +181,7 @@ def test_a_program_outlives_a_child_that_is_recycled(tmp_path: Path) -> None:
         assert runs(program)
         (tmp_path / "gate").touch()
         wait_for((tmp_path / "done").exists, "the program's own end")
-        assert "with it ends" not in worker.log
+        assert "are ended: " not in worker.log
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL])
@@ -199,7 +199,7 @@ def test_no_program_outlives_the_worker(
         worker.process.send_signal(signum)
         worker.process.wait(DEADLINE)
         wait_for(lambda: not runs(program), "its end")
-        told = re.search(rf"WARNING/MainProcess\] .* with it ends .*: {program} \(sh\)", worker.log)
+        told = re.search(rf"WARNING/MainProcess\] .* are ended: {program} \(sh\)", worker.log)
         assert bool(told) == (signum != signal.SIGKILL)
 
 
@@ -212,7 +212,8 @@ def test_a_child_that_is_killed_takes_its_programs_along(tmp_path: Path) -> None
         program = int(path.read_text())
         wait_for(lambda: not runs(program), "its end")
         assert re.search(
-            rf"is replaced: .*; with it ends what it has started: {program} \(sleep\)", worker.log
+            rf"is replaced: .*; programs that it has started are ended: {program} \(sleep\)",
+            worker.log,
         )
         wait_for(lambda: len(worker.children()) == 1, "the next child, alone")
 
@@ -243,8 +244,8 @@ def test_external_children_leave_what_the_setting_says(
         ask(proj, "do.it", [["reply", {}]])
         wait_for(lambda: not first.is_running(), "the child's end")
         found = re.search(
-            r"WARNING/MainProcess\] Child obeys#0 \(pid \d+\) has gone, and with it ends what it"
-            r" has left running: (\d+) \(python[^ ]*\) \(leftovers is 'kill'\)",
+            r"WARNING/MainProcess\] Child obeys#0 \(pid \d+\) is gone; programs that it has left"
+            r" running are ended: (\d+) \(python[^ ]*\) \(leftovers is 'kill'\)",
             worker.log,
         )
         assert (found is None) == kept
@@ -317,4 +318,4 @@ def let_go():
         assert worker.stop() == 0
         assert process.is_running()
         process.kill()
-        assert "with it ends" not in worker.log
+        assert "are ended: " not in worker.log
