@@ -42,7 +42,6 @@ class Descriptors:
         self._scheduler = scheduler
         #: Children whose exit no descriptor tells.
         self._polled: set[RunningChild] = set()
-        loop.look_after(self)
 
     # -- watching
 
@@ -61,7 +60,11 @@ class Descriptors:
             if descriptor is not None:
                 self._loop.selector.watch(descriptor, partial(self._serve, serve, running))
         if process.pidfd is None:
-            self._polled.add(running)
+            self._poll(running)
+
+    def _poll(self, running: RunningChild) -> None:
+        self._polled.add(running)
+        self._loop.chores.add(self)
 
     def unwatch(self, running: RunningChild) -> None:
         """Serve `running` no more."""
@@ -90,7 +93,7 @@ class Descriptors:
             logger.exception("Serving the child with pid %s failed", running.process.pid)
             self.unwatch(running)
             # Its exit is still looked for.
-            self._polled.add(running)
+            self._poll(running)
             reason = f"serving it failed: {exc!r}"
             self._loop.tell(self._scheduler.faulted, running.child, reason)
 

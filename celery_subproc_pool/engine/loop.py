@@ -66,10 +66,36 @@ class Chore(Protocol):
 
     @property
     def deadline(self) -> float | None:
-        """The time of the next look; None if there is nothing to look at."""
+        """The time of the next look; None if there is nothing to look at any more."""
 
     def look(self, now: float) -> None:
         """Look. Called in each turn, also before the deadline."""
+
+
+class Chores:
+    """The chores that have a deadline. Usually there are none."""
+
+    def __init__(self) -> None:
+        self._chores: set[Chore] = set()
+
+    def add(self, chore: Chore) -> None:
+        """Look at `chore` in each turn, and turn at its deadlines, until it has none."""
+        self._chores.add(chore)
+
+    def look(self, clock: Callable[[], float]) -> None:
+        """Look at all of them. Drop those that have no deadline any more."""
+        for chore in tuple(self._chores):
+            chore.look(clock())
+            if chore.deadline is None:
+                self._chores.discard(chore)
+
+    def soonest(self, deadline: float | None) -> float | None:
+        """Return their first deadline, or `deadline` if that is sooner."""
+        for chore in self._chores:
+            due = chore.deadline
+            if due is not None and (deadline is None or due < deadline):
+                deadline = due
+        return deadline
 
 
 class Loop:
@@ -92,6 +118,8 @@ class Loop:
         self.clock = clock
         #: Where descriptors are registered, to be served in each turn.
         self.selector = Selector()
+        #: What is looked at in each turn beside the descriptors.
+        self.chores = Chores()
         #: Called with the monotonic time before which the loop must be turned again.
         self.on_deadline: Callable[[float], None] = lambda deadline: None
         #: Whether the scheduler or the loop itself has raised. Their state may be wrong since
@@ -100,7 +128,6 @@ class Loop:
         self._scheduler = scheduler
         self._perform = perform
         self._on_failure = on_failure
-        self._chores: list[Chore] = []
         self._inbox: deque[tuple[Any, ...]] = deque()
         self._actions: deque[Action] = deque()
         self._callbacks: deque[Callable[[], None]] = deque()
@@ -127,9 +154,8 @@ class Loop:
         self._attend()
 
     def call(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called on the thread that turns the loop, from any thread. As all
-        callbacks, it is called after the actions of that turn."""
-        self._callbacks.append(callback)
+        """Have `callback` called on the thread that turns the loop, from any thread."""
+        self.call_later(callback)
         self._attend()
 
     def ask(self, question: Callable[[], _T], patience: float) -> _T:
@@ -161,8 +187,8 @@ class Loop:
 
     @property
     def turning(self) -> bool:
-        """Whether the loop is being turned. On its own thread, this means that the caller is a
-        callback, or a signal handler that interrupts a turn."""
+        """Whether the loop is being turned. On its own thread, the caller then is a callback, or
+        a signal handler that interrupts a turn."""
         return self._turning
 
     def _attend(self) -> None:
@@ -189,7 +215,7 @@ class Loop:
         self.turn()
 
     def close(self) -> None:
-        """Give back the selector. The loop does nothing any more."""
+        """Give back the selector."""
         self._closed = True
         self.selector.close()
 
@@ -210,9 +236,9 @@ class Loop:
         self._told = True
         event(*arguments, self.clock())
 
-    def look_after(self, chore: Chore) -> None:
-        """Look at `chore` in each turn, and turn at its deadlines."""
-        self._chores.append(chore)
+    def call_later(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called later in this turn, after all actions."""
+        self._callbacks.append(callback)
 
     # -- the turn
 
@@ -238,8 +264,7 @@ class Loop:
         self._turning = True
         try:
             self.selector.serve(timeout)
-            for chore in self._chores:
-                chore.look(self.clock())
+            self.chores.look(self.clock)
             # After the descriptors: a reply that came in time is not late because we are.
             self.tell(self._scheduler.tick)
         except Exception as exc:
@@ -253,36 +278,35 @@ class Loop:
         while not self._turning and not self.failed:
             self._turning = True
             try:
-                while self._step():
-                    pass
+                self._run_to_rest()
             except SpawnError:
                 raise
             except Exception as exc:
                 self._fail(exc)
             finally:
                 self._turning = False
-            # A signal handler may have posted after the last step: it saw the turn go on.
+            # A signal handler may have posted after the last look: it saw the turn go on.
             if not self._inbox and not self._callbacks:
                 break
         if not self.failed:
             self._announce()
 
-    def _step(self) -> bool:
-        """Tell all events, hand out jobs, perform all actions. Only if there is none, call one
-        callback. Return whether there was anything to do."""
-        while self._inbox:
-            self.tell(*self._inbox.popleft())
-        if self._told:
-            self._told = False
-            self._actions.extend(self._scheduler.dispatch(self.clock()))
-        if self._actions:
-            while self._actions:
-                self._act(self._actions.popleft())
-        elif self._callbacks:
-            self._call_back(self._callbacks.popleft())
-        else:
-            return False
-        return True
+    def _run_to_rest(self) -> None:
+        """Tell all events, hand out jobs, perform all actions. Call one callback only if there was
+        no action. Repeat."""
+        while True:
+            while self._inbox:
+                self.tell(*self._inbox.popleft())
+            if self._told:
+                self._told = False
+                self._actions.extend(self._scheduler.dispatch(self.clock()))
+            if self._actions:
+                while self._actions:
+                    self._act(self._actions.popleft())
+            elif self._callbacks:
+                self._call_back(self._callbacks.popleft())
+            else:
+                return
 
     def _act(self, action: Action) -> None:
         """Perform `action`. If that fails, its child is given up and the loop goes on."""
@@ -307,8 +331,6 @@ class Loop:
         self.failed = True
         self._on_failure(error)
 
-    # -- time
-
     def _announce(self) -> None:
         deadline = self._deadline()
         if deadline is not None and deadline != self._announced:
@@ -316,12 +338,7 @@ class Loop:
             self.on_deadline(deadline)
 
     def _deadline(self) -> float | None:
-        soonest = self._scheduler.next_deadline
-        for chore in self._chores:
-            deadline = chore.deadline
-            if deadline is not None and (soonest is None or deadline < soonest):
-                soonest = deadline
-        return soonest
+        return self.chores.soonest(self._scheduler.next_deadline)
 
 
 def _answer(answer: Future[_T], question: Callable[[], _T]) -> None:

@@ -204,17 +204,17 @@ class Performer:
 
     def _accept(self, action: actions.Accept) -> None:
         accepted = partial(self._listener.accepted, action.job, action.child, action.now)
-        self._loop.call(accepted)
+        self._loop.call_later(accepted)
 
     def _resolve(self, action: actions.Resolve) -> None:
         facts = None
         if action.child is not None and not isinstance(action.outcome, outcomes.Answered):
             running = self._processes.get(action.child)
             facts = None if running is None else running.facts()
-        self._loop.call(partial(self._listener.resolved, action.job, action.outcome, facts))
+        self._loop.call_later(partial(self._listener.resolved, action.job, action.outcome, facts))
 
     def _finished(self, action: actions.Finished) -> None:
-        self._loop.call(partial(self._listener.finished, action.job))
+        self._loop.call_later(partial(self._listener.finished, action.job))
 
     def _soft_timeout(self, action: actions.SoftTimeout) -> None:
         running = self._processes.get(action.child)
@@ -222,13 +222,13 @@ class Performer:
         told = action.child.cancels
         if action.signum is not None and running is not None:
             told = running.signal(action.signum)
-        self._loop.call(partial(self._listener.soft_timed_out, action.job, told))
+        self._loop.call_later(partial(self._listener.soft_timed_out, action.job, told))
 
     def _overruled(self, action: actions.Overruled) -> None:
-        self._loop.call(partial(self._listener.overruled, action.job))
+        self._loop.call_later(partial(self._listener.overruled, action.job))
 
     def _progressed(self, action: actions.Progressed) -> None:
-        self._loop.call(partial(self._listener.progressed, action.job, action.meta))
+        self._loop.call_later(partial(self._listener.progressed, action.job, action.meta))
 
     def _report(self, action: actions.Report) -> None:
         child = action.child
@@ -248,7 +248,7 @@ class Performer:
         self._child_changed(action)
 
     def _child_changed(self, change: Change) -> None:
-        self._loop.call(partial(self._listener.child_changed, change))
+        self._loop.call_later(partial(self._listener.child_changed, change))
 
 
 def _programs_of(running: RunningChild) -> tuple[str, ...]:

@@ -54,7 +54,6 @@ class Processes:
         self._guardian_fd: int | None = None
         self._meter = MemoryMeter()
         self._remains = Remains(self._forget_group)
-        loop.look_after(self._remains)
 
     def __iter__(self) -> Iterator[RunningChild]:
         """Yield all of them. They may be forgotten meanwhile."""
@@ -163,6 +162,7 @@ class Processes:
             # With a reason, the log has named them in the report of the child's replacement.
             reports.cleared(child, titles, stopping)
         self._remains.end(process, rest, self._loop.clock())
+        self._loop.chores.add(self._remains)
 
     def kill_all(self) -> None:
         """Kill every child and forget it, whatever state it is in.

@@ -23,7 +23,7 @@ def python(code: str) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", code]
 
 
-def test_ten_megabytes_both_ways_at_once_while_stderr_floods() -> None:
+def test_full_pipes_in_all_three_directions_do_not_deadlock() -> None:
     # Reads its request only while it writes its reply and its stderr: a pipe that nobody serves
     # would stop one of the three for ever.
     code = """
@@ -99,7 +99,7 @@ def test_half_a_reply_and_an_exit_is_a_lost_job() -> None:
         assert exit_status(engine.run([["raw", '{"id":"job","sta'], ["exit", 0]])) == 0
 
 
-def test_a_grandchild_that_holds_the_pipes_hides_neither_exit_nor_end() -> None:
+def test_an_exit_is_seen_though_a_grandchild_holds_the_pipes() -> None:
     script = "sleep 1000 & read line; exit 7"
     with Engine(sh_child(script)) as engine:
         [child] = engine.pids
@@ -128,7 +128,7 @@ def test_an_idle_child_that_died_unseen_costs_no_job() -> None:
         assert engine.accepted_pids[job] == [child]
 
 
-def test_output_that_nobody_asked_for_costs_the_child_but_no_job() -> None:
+def test_output_without_a_request_costs_the_child_but_no_job() -> None:
     with Engine(OBEYS) as engine:
         [first] = engine.pids
         assert answer(engine.run([["raw", '{"status":"ok"}\noops\n']]))
@@ -188,7 +188,7 @@ def test_stderr_is_logged_line_by_line_with_the_child_and_its_job(
     assert caplog.messages[1].endswith("] two \\x1b[31m")
 
 
-def test_stderr_can_go_nowhere() -> None:
+def test_stderr_null_is_not_read() -> None:
     with Engine(OBEYS, stderr="null") as engine:
         job = engine.begin([["stderr", "lost"], ["exit", 1]])
         engine.outcome_of(job)
@@ -207,7 +207,7 @@ def test_the_log_says_why_a_child_was_replaced(caplog: pytest.LogCaptureFixture)
     assert report.endswith("its last stderr lines: words")
 
 
-def test_a_reply_that_is_there_is_not_late_because_nobody_has_read_it(tmp_path: Path) -> None:
+def test_terminate_takes_in_a_reply_that_has_already_come(tmp_path: Path) -> None:
     answered = tmp_path / "answered"
     with Engine(OBEYS) as engine:
         job = engine.begin([["reply", {"result": "in time"}], ["touch", str(answered)]])
@@ -292,7 +292,7 @@ def test_a_program_that_the_system_refuses_fails_the_start(tmp_path: Path) -> No
     engine.supervisor.close()
 
 
-def test_children_that_die_before_their_first_job_are_started_ever_later(
+def test_children_that_die_before_their_first_job_respawn_with_growing_delays(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with Engine(sh_child("exit 1")) as engine:
@@ -320,7 +320,7 @@ def test_a_callback_that_raises_does_not_stop_the_engine(
     assert any("callback" in message for message in caplog.messages)
 
 
-def test_descriptors_are_given_back() -> None:
+def test_no_descriptor_leaks_when_children_are_replaced() -> None:
     def descriptors() -> int:
         return len(os.listdir("/proc/self/fd"))
 
@@ -336,7 +336,7 @@ def test_descriptors_are_given_back() -> None:
     assert descriptors() < with_engine
 
 
-def test_the_guardian_is_replaced_when_somebody_kills_it() -> None:
+def test_a_guardian_that_was_killed_is_replaced() -> None:
     before = {process.pid for process in guardians()}
     with Engine(OBEYS) as engine:
         [guardian] = [process for process in guardians() if process.pid not in before]
@@ -362,7 +362,7 @@ def test_booting_does_not_count_against_the_first_jobs_limit() -> None:
         assert engine.pids == before
 
 
-def test_a_reply_that_came_in_time_is_not_late_because_the_engine_is(tmp_path: Path) -> None:
+def test_a_reply_before_the_limit_counts_when_the_engine_turns_late(tmp_path: Path) -> None:
     replied = tmp_path / "replied"
     with Engine(OBEYS, timeout=0.5) as engine:
         engine.run()

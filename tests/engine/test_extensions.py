@@ -1,4 +1,4 @@
-"""What a child may announce: many jobs at a time, progress, log records, and that it can cancel.
+"""Features that a child may announce: multiplex, progress, log and cancel.
 
 With the real engine and a real child on asyncio (`children/many.py`).
 """
@@ -29,7 +29,7 @@ ALL = ("progress", "log", "cancel", "multiplex")
 
 
 def many(features: tuple[str, ...] = ALL, **ready: Any) -> list[str]:
-    """The command of a child."""
+    """Return the command of a child that announces `features`."""
     says = json.dumps({"features": features, **ready})
     return [sys.executable, "-I", "-S", str(CHILDREN / "many.py"), says]
 
@@ -45,7 +45,7 @@ def engine(
 
 
 def started(running: Engine) -> model.Child:
-    """Its only child, once it is ready."""
+    """Return its only child, once that is ready."""
     [group] = running.supervisor.scheduler.groups.values()
 
     def child() -> model.Child | None:
@@ -148,7 +148,7 @@ def test_requests_that_a_child_has_not_read_go_to_the_next_one() -> None:
 def test_requests_for_which_there_was_no_room_in_the_pipe_go_to_the_next_one(
     tmp_path: Path,
 ) -> None:
-    """The child closes its stdin before it has read them."""
+    """The child closes its stdin before it has read them all."""
     script = """
 import json, os, sys, time
 said = {"status": "ready", "protocol": 1, "features": ["multiplex"]}
@@ -227,7 +227,7 @@ for line in sys.stdin:
 
 
 def test_a_revoke_by_its_soft_signal_costs_a_child_nothing_if_it_answers(tmp_path: Path) -> None:
-    """Two in a row, to the same child."""
+    """Checked twice in a row with the same child."""
     argv = [sys.executable, "-I", "-S", "-c", INTERRUPTED]
     with Engine(argv, soft_timeout_signal="SIGUSR1") as running:
         [pid] = running.pids
@@ -309,7 +309,7 @@ def test_a_child_with_other_jobs_is_given_time_even_if_it_cannot_cancel(tmp_path
         assert child.serves
 
 
-def test_when_the_worker_stops_what_is_left_is_told_to_end() -> None:
+def test_a_stop_lets_a_child_that_can_cancel_exit_by_itself() -> None:
     with engine(cancel_grace=60.0) as running:
         child = started(running)
         job = running.begin("wait_and_answer", "ok", task_id="job")
@@ -345,7 +345,7 @@ def test_progress_is_a_sign_of_life() -> None:
     [("debug", 10), ("info", 20), ("WARN", 30), ("error", 40), ("fatal", 50), ("loud", 20)],
 )
 @pytest.mark.parametrize("about", [False, True])
-def test_a_log_record(
+def test_a_log_record_keeps_its_level_and_names_its_job(
     level: str, number: int, about: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "celery_subproc_pool.child.default")
@@ -387,7 +387,7 @@ def test_a_log_record(
         (ALL, ["say_all", [{"id": "", "status": "log", "level": 3}]], "level"),
     ],
 )
-def test_what_nobody_asked_for_costs_the_jobs_of_that_child_alone(
+def test_a_message_against_the_protocol_costs_the_jobs_of_that_child_alone(
     features: tuple[str, ...], job: list[Any], reason: str
 ) -> None:
     with engine(features, size=2) as running:
@@ -440,13 +440,13 @@ def test_what_comes_after_the_end_of_a_job_is_a_fault(job: list[Any], reason: st
         ({"protocol": 2}, "it speaks protocol 2"),
     ],
 )
-def test_a_greeting_that_makes_no_sense(ready: dict[str, Any], reason: str) -> None:
+def test_an_invalid_greeting_is_a_fault(ready: dict[str, Any], reason: str) -> None:
     line = messages.encode({"status": "ready", "protocol": 1, **ready}).strip()
     with pytest.raises(messages.ProtocolFault, match=reason):
         messages.decode_greeting(line)
 
 
-def test_null_is_as_good_as_nothing() -> None:
+def test_null_counts_as_a_missing_field() -> None:
     with engine() as running:
         started(running)
         said = [
@@ -459,7 +459,7 @@ def test_null_is_as_good_as_nothing() -> None:
         assert running.progress == [(job, {})]
 
 
-def test_features_of_later_are_not_minded() -> None:
+def test_unknown_features_and_fields_of_a_greeting_are_ignored() -> None:
     line = b'{"status":"ready","protocol":1,"features":["telepathy","log"],"mood":"fine"}'
     greeting = messages.decode_greeting(line)
     assert isinstance(greeting, messages.Ready)
@@ -508,7 +508,7 @@ def test_features_of_later_are_not_minded() -> None:
         ),
     ],
 )
-def test_what_is_odd_about_a_greeting(
+def test_the_log_warns_of_an_odd_greeting(
     ready: dict[str, Any], takes_tasks: bool, says: list[str]
 ) -> None:
     settings = ChildSettings(argv=("true",), handshake=True, max_in_flight=9)

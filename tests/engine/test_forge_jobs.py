@@ -1,6 +1,6 @@
-"""What the forge_jobs worker pool does, on the real engine: its children work here unchanged.
+"""Children written for the forge_jobs worker pool work unchanged.
 
-One engine with one child, without Celery; how outcomes reach Celery is tested elsewhere.
+With the real engine and one child, without Celery. How outcomes reach Celery is tested elsewhere.
 """
 
 from __future__ import annotations

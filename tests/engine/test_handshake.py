@@ -1,4 +1,4 @@
-"""Children that say when they are ready: the scheduler's decisions, and real children."""
+"""Children with a handshake: what greetings mean, the scheduler's decisions, and real children."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ READY = 'echo \'{"status":"ready","protocol":1}\''
         (b"\xef\xbb\xbfLoading", None),
     ],
 )
-def test_greetings(line: bytes, greeting: Ready | Fatal | None) -> None:
+def test_a_line_during_the_boot_is_a_greeting_or_output(
+    line: bytes, greeting: Ready | Fatal | None
+) -> None:
     assert decode_greeting(line) == greeting
 
 
@@ -81,7 +83,7 @@ def test_greetings(line: bytes, greeting: Ready | Fatal | None) -> None:
         ('\ufeff{"status":"ready"}'.encode("utf-16-be"), "the byte order mark of UTF-16"),
     ],
 )
-def test_a_greeting_that_is_none(line: bytes, reason: str) -> None:
+def test_a_wrong_greeting_is_a_fault_that_says_why(line: bytes, reason: str) -> None:
     with pytest.raises(ProtocolFault, match=reason):
         decode_greeting(line)
 
@@ -108,7 +110,7 @@ def test_what_stands_before_a_greeting_is_named(line: bytes, words: str | None) 
     assert around_greeting(line) == words
 
 
-def test_a_greeting_that_nobody_expects_tells_which_setting_is_missing() -> None:
+def test_a_greeting_without_the_handshake_setting_names_the_setting() -> None:
     with pytest.raises(ProtocolFault, match="set handshake for its group"):
         decode_reply(b'{"status":"ready","protocol":1}')
     with pytest.raises(ProtocolFault, match="Invalid value 'ready'"):
@@ -117,7 +119,7 @@ def test_a_greeting_that_nobody_expects_tells_which_setting_is_missing() -> None
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.binary() | st.text().map(str.encode) | st.text().map(lambda text: b"{" + text.encode()))
-def test_whatever_is_said_is_a_greeting_or_output_or_a_fault(line: bytes) -> None:
+def test_any_line_is_decoded_or_a_protocol_fault(line: bytes) -> None:
     for decode in (decode_greeting, decode_traced):
         with suppress(ProtocolFault):
             decode(line)
@@ -202,7 +204,7 @@ def test_a_fault_ends_a_job_without_a_tracer_here() -> None:
     assert world.idle()
 
 
-def test_limits_of_a_child_that_was_ready_need_no_look_whether_it_boots() -> None:
+def test_limits_after_a_handshake_are_not_deferred_for_the_boot() -> None:
     world = World(boot_slowly=True, a=BOOTING)
     child, _ = world.children()
     ready(world, child)
@@ -242,7 +244,7 @@ def test_a_child_that_says_why_it_cannot_boot() -> None:
     assert not group.came_up
 
 
-def test_a_child_that_closes_its_stdout_while_it_boots_has_a_moment_to_exit() -> None:
+def test_a_booting_child_that_closes_its_stdout_has_a_grace_to_exit() -> None:
     world = World(a=BOOTING)
     first, second = world.children()
     for child in (first, second):
@@ -304,7 +306,7 @@ def test_a_reply_that_has_not_ended_within_the_grace_is_quoted() -> None:
         ("printf '%100000d' 1", r"it .* newline: b' {200}'\.\.\. \(100000 bytes\)"),
     ],
 )
-def test_a_child_that_is_not_ready_in_time_is_told_what_came_closest(
+def test_the_report_of_a_child_that_is_not_ready_in_time_quotes_what_came_closest(
     script: str, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     script = f"{script}; read -r line"
@@ -313,7 +315,7 @@ def test_a_child_that_is_not_ready_in_time_is_told_what_came_closest(
     assert re.search(rf"not ready within 0\.5 s \(start_timeout\): {reason}", caplog.text)
 
 
-def test_a_greeting_behind_a_byte_order_mark_is_told_at_once(
+def test_a_greeting_behind_a_byte_order_mark_is_a_fault_at_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     script = f"printf '\\357\\273\\277'; {READY}; read -r line"
@@ -353,7 +355,7 @@ def test_a_child_that_greets_wrongly_is_replaced(caplog: pytest.LogCaptureFixtur
     assert "Invalid value 'ok'" in caplog.text
 
 
-def test_a_fatal_child_tells_why(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fatal_greeting_gives_the_reason(caplog: pytest.LogCaptureFixture) -> None:
     fatal = json.dumps({"status": "fatal", "message": "no licence"})
     with Engine(sh_child(f"echo '{fatal}'; read -r line"), handshake=True) as engine:
         engine.turn_until(lambda: not engine.supervisor.scheduler.booting, "the end of the boot")

@@ -1,5 +1,5 @@
-"""A reply that came counts, also that of a child which is about to go: decisions, and real
-processes."""
+"""A reply counts whenever it comes, also from a child that is about to exit: the scheduler's
+decisions, and real processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.support.world import (
     reports,
 )
 
-#: What one request takes in `World`, and the most that a child can have read of the first.
+#: The bytes of one request in `World`, and of all that was written up to its end.
 REQUEST = len(b"request")
 READ_ONE = len(BOOT) + REQUEST
 
@@ -43,7 +43,7 @@ READ_ONE = len(BOOT) + REQUEST
 def world_of_three(
     limit: int = 9, features: tuple[str, ...] = ("multiplex", "progress"), **settings: float
 ) -> tuple[World, Child, list[Job]]:
-    """A world with a child that has three jobs, which were written at `BOOT` and behind."""
+    """Return a world, its child, and the child's three jobs. Their requests come after `BOOT`."""
     world = World(limit, a=kind(1, handshake=True, max_in_flight=9, **settings))
     [child] = world.children()
     world.tell(world.scheduler.ready, child, Ready(protocol=1, features=features), None)
@@ -55,7 +55,7 @@ def world_of_three(
 
 
 def reserve(world: World, task_id: str) -> Job:
-    """A job that is with the child and whose request is about to be written."""
+    """Return a job that the child has, and whose request is about to be written."""
     job = world.submit(task_id)
     world.scheduler.provide(job, b"request", world.now)
     return job
@@ -120,7 +120,7 @@ def test_the_one_job_that_a_draining_child_has_left_is_to_blame_for_its_end() ->
     assert end == Resolve(jobs[2], Lost(3, "it closed its stdin", crashes=1), child)
 
 
-def test_what_a_child_has_not_read_when_it_closes_its_stdin_is_anothers_at_once() -> None:
+def test_requests_unread_when_a_child_closes_its_stdin_are_requeued_at_once() -> None:
     world, child, [first, second, third] = world_of_three()
     actions = world.note(world.scheduler.unwritten, child, "it closed its stdin", READ_ONE)
     assert ends(actions) == []
@@ -261,7 +261,7 @@ def test_a_child_may_answer_before_it_has_read_all(how: str, busy: bool, tmp_pat
 
 
 def test_a_job_that_was_answered_is_not_run_again(tmp_path: Path) -> None:
-    """Though it is to be run again if its child is lost."""
+    """Although `task_reject_on_worker_lost` has lost jobs run again."""
     children = {
         f"hasty{number}": {
             "argv": python(HASTY.replace("HOW", "os._exit(0)"), tmp_path / f"first{number}"),

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -24,11 +24,12 @@ from celery_subproc_pool.errors import SpawnError
 from tests.support.basics import DEADLINE, wait_for
 
 
-class Chore(NamedTuple):
-    """A `loop.Chore` that is due at a fixed time."""
+class Chore:
+    """A `loop.Chore` that is due at a fixed time, and notes when it is looked at."""
 
-    deadline: float | None
-    looks: list[float]
+    def __init__(self, deadline: float | None) -> None:
+        self.deadline = deadline
+        self.looks: list[float] = []
 
     def look(self, now: float) -> None:
         self.looks.append(now)
@@ -138,7 +139,7 @@ def test_all_events_are_told_before_jobs_are_handed_out(world: World) -> None:
 
 
 def test_callbacks_run_after_all_actions(world: World) -> None:
-    world.reactions["Kill"] = partial(world.call, "callback")
+    world.reactions["Kill"] = partial(world.loop.call_later, partial(world.happens, "callback"))
     world.post("event", KILL, CLOSE)
     assert world.log == ["event", "dispatch", "Kill", "CloseStdin", "callback"]
 
@@ -165,8 +166,8 @@ def test_jobs_are_handed_out_anew_only_after_the_scheduler_was_told_something(
 
 
 def test_a_turn_serves_descriptors_then_chores_then_the_clock(world: World) -> None:
-    chore = Chore(None, [])
-    world.loop.look_after(chore)
+    chore = Chore(None)
+    world.loop.chores.add(chore)
     with readable_pipe() as descriptor:
         world.loop.selector.watch(descriptor, partial(world.happens, "served"))
         world.reactions["served"] = partial(world.loop.tell, world.event("event", KILL))
@@ -487,11 +488,26 @@ def test_the_soonest_deadline_counts(
 ) -> None:
     world.next_deadline = of_scheduler
     for deadline in of_chores:
-        world.loop.look_after(Chore(deadline, []))
+        world.loop.chores.add(Chore(deadline))
     world.loop.turn()
     assert world.announced == ([] if soonest is None else [soonest])
     assert world.loop.wait_time(60.0) == (60.0 if soonest is None else soonest - world.now)
     assert world.loop.wait_time(1.0) == 1.0
+
+
+def test_a_chore_is_looked_at_in_each_turn_until_it_has_no_deadline(world: World) -> None:
+    chore = Chore(105.0)
+    world.loop.chores.add(chore)
+    world.loop.chores.add(chore)
+    for _ in range(2):
+        world.loop.turn()
+    chore.deadline = None
+    for _ in range(2):
+        world.loop.turn()
+    assert chore.looks == [world.now] * 3
+    world.loop.chores.add(chore)
+    world.loop.turn()
+    assert len(chore.looks) == 4
 
 
 def test_a_deadline_that_is_over_is_not_waited_for(world: World) -> None:

@@ -1,4 +1,4 @@
-"""How much memory a child takes, with what it has started."""
+"""The memory of a child includes that of what it has started, and nothing else."""
 
 from __future__ import annotations
 

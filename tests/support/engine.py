@@ -1,4 +1,4 @@
-"""The real engine with real children, turned by the test; Celery is not needed for it."""
+"""The real engine with real children, without Celery. The test turns it."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ OBEYS = python_child("obeys")
 
 
 def answer(outcome: outcomes.Outcome) -> messages.Reply:
-    """Return the reply in an outcome that must have one."""
+    """Return the reply in `outcome`. Fail if it has none."""
     assert isinstance(outcome, outcomes.Answered), outcome
     return outcome.reply
 
 
 class Engine:
-    """One group of children.
+    """An engine with one group of children, `default`. It is its own listener.
 
     Arguments:
-        argv: the child.
-        size: how many of them.
-        environ: what they inherit; None is this process' environment.
+        argv: the command of the children.
+        size: the number of children.
         timeout: the hard limit of each job, in seconds.
-        limit: how many jobs may be under way; None is one for each child.
+        limit: how many jobs may be open at a time; None is one for each child.
+        environ: the environment that children start from; None is this process's.
         settings: other settings of the group.
     """
 
@@ -70,13 +70,13 @@ class Engine:
     ) -> None:
         self.supervisor.close()
 
-    # -- supervisor.Listener
+    # -- performer.Listener
 
     def accepted(self, job: model.Job, child: model.Child | None, now: float) -> None:
         self.accepted_pids.setdefault(job, []).append(child.pid if child is not None else None)
 
     def resolved(self, job: model.Job, outcome: outcomes.Outcome, facts: ChildFacts | None) -> None:
-        assert job not in self.outcomes, "a job was settled twice"
+        assert job not in self.outcomes, "a job was resolved twice"
         self.outcomes[job] = outcome
         self.facts[job] = facts
 
@@ -121,34 +121,34 @@ class Engine:
         return job
 
     def request(self, job: model.Job, *args: Any) -> None:
-        """Give a job its request, as its tracer would."""
+        """Provide the request of `job`, as its tracer would."""
         line = messages.encode_request(job.task_id, {"task": job.task_name, "args": args})
         self.supervisor.post(self.supervisor.scheduler.provide, job, line)
 
     def begin(self, *args: Any, task_id: str = "job", **options: Any) -> model.Job:
-        """Submit a job with its request."""
+        """Submit a job with its request. Return it."""
         job = self.current = self.submit(task_id, **options)
         self.request(job, *args)
         return job
 
     def outcome_of(self, job: model.Job) -> outcomes.Outcome:
-        """Turn the engine until `job` is settled; finish it; return its outcome."""
+        """Turn the engine until `job` is resolved, and finish it. Return its outcome."""
         self.turn_until(lambda: job in self.outcomes, f"the outcome of {job}")
         self.supervisor.post(self.supervisor.scheduler.finish, job)
         return self.outcomes[job]
 
     def run(self, *args: Any, task_id: str = "job") -> outcomes.Outcome:
-        """Do one job."""
+        """Do one job. Return its outcome."""
         return self.outcome_of(self.begin(*args, task_id=task_id))
 
     def abandon_request(self) -> None:
-        """Finish the current job, whose tracer failed before it wanted the child."""
+        """Finish the current job without a request, as if its tracer had failed."""
         assert self.current is not None
         self.supervisor.post(self.supervisor.scheduler.finish, self.current)
 
 
 def exit_status(outcome: outcomes.Outcome) -> int | None:
-    """Return the exit status of a lost job's child. Whether its exit or the end of its stdout
-    was seen first is chance."""
+    """Return the exit status of the child of a lost job. The rest of the outcome depends on whether
+    the exit or the end of stdout was seen first."""
     assert isinstance(outcome, outcomes.Lost), outcome
     return outcome.status
