@@ -64,7 +64,8 @@ class PoisonousTaskError(SubprocPoolError):
 
 
 class TransitionError(SubprocPoolError):
-    """A child was moved to a state that can't follow its own. This is a bug of this package."""
+    """A job or child was moved to a state that can't follow its own. This is a bug of this
+    package."""
 
 
 class ChildTaskError(SubprocPoolError):

@@ -4,6 +4,13 @@ It may import `wire`, `settings`, `errors` and msgspec. It knows no clock, no pr
 no Celery. Events come in as method calls with the time at which they happened; actions come out,
 for `engine` to perform.
 
-Read `model` first: the rules, then the state of jobs, children, slots and groups. Then `scheduler`,
-which takes the events, and `lifecycle`, which decides what becomes of children.
+Read `states` first: the rules, and the tables that keep them. `model` holds all state and says
+which module writes what. `scheduler` is the face: it takes the events, and shows which module
+decides about them.
+
+- Jobs: `jobs`, `queues`, `limits`, `time_limits`, `ending`, `crashes`.
+- Children, in the order of a life: `spawning`, `booting`, `slots`, `service`, `replies`,
+  `recycling`, `replacing`, `stopping`, `exits`.
+- All of them: `sizing`, `shutdown`, `timers`.
+- What comes out: `actions`, `outcomes`, and for operators `counters` and `stats`.
 """

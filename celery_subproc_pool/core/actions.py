@@ -1,4 +1,10 @@
-"""What `scheduler` and `lifecycle` want done: the engine performs them, in order."""
+"""What the scheduler wants done. The engine performs actions in order.
+
+Some actions only tell the owner of a job: `Accept`, `Resolve`, `Finished`, `SoftTimeout`,
+`Overruled`, `Progressed`; or tell of a child: `Started`, `Report`, `Recycled`. The engine performs
+these by queueing a callback. Callbacks are called in their order, after all other actions of the
+turn: they may bring new events.
+"""
 
 from __future__ import annotations
 
@@ -39,13 +45,13 @@ __all__ = (
 
 
 class Spawn(msgspec.Struct, frozen=True):
-    """Start a process for `child`; answer with `spawned` or `spawn_failed`."""
+    """Start the process of `child`. Answer with `spawned` or `spawn_failed`."""
 
     child: Child
 
 
 class Accept(msgspec.Struct, frozen=True):
-    """Tell Celery that `job` is accepted, and start its tracer. `child` is None in the worker."""
+    """Tell that `job` is accepted: its tracer starts. `child` is None for a job of the worker."""
 
     job: Job
     child: Child | None
@@ -53,15 +59,15 @@ class Accept(msgspec.Struct, frozen=True):
 
 
 class Write(msgspec.Struct, frozen=True):
-    """Write the request of `job` to `child`; answer with `written`, or, once the child was heard
-    out, `unwritten` if no byte could be."""
+    """Write the request of `job` to `child`. Answer with `written` if a byte was written. If the
+    child reads no more, take in what it still says, then answer with `unwritten`."""
 
     child: Child
     job: Job
 
 
 class Resolve(msgspec.Struct, frozen=True):
-    """Tell the owner of `job` how its time with a child ended."""
+    """Tell the owner of `job` how the job ended."""
 
     job: Job
     outcome: Outcome
@@ -69,22 +75,22 @@ class Resolve(msgspec.Struct, frozen=True):
 
 
 class Finished(msgspec.Struct, frozen=True):
-    """The tracer of `job` came to its end, and nothing else ended `job` before."""
+    """Tell that the tracer of `job` is through. Nothing else ended the job before."""
 
     job: Job
 
 
 class SoftTimeout(msgspec.Struct, frozen=True):
-    """The soft limit of `job` is over: tell Celery, and the child unless a `Cancel` does."""
+    """Tell Celery that the soft limit of `job` is over, and send `child` the signal."""
 
     job: Job
     child: Child
-    #: The signal that the child understands as such; None is none.
+    #: The signal; None if the child knows none, or is told by a `Cancel`.
     signum: int | None
 
 
 class Cancel(msgspec.Struct, frozen=True):
-    """Tell `child`, which can cancel, to end `job`."""
+    """Tell `child`, which can cancel, to cancel `job`."""
 
     child: Child
     job: Job
@@ -92,28 +98,28 @@ class Cancel(msgspec.Struct, frozen=True):
 
 
 class Interrupt(msgspec.Struct, frozen=True):
-    """Send `signum`, by which `child` knows that its job is over, to the process that does it."""
+    """Send `signum`, which tells `child` to end its job, to the process that does the work."""
 
     child: Child
     signum: int
 
 
 class Overruled(msgspec.Struct, frozen=True):
-    """The child of `job`, which was terminated before, has ended it in its own way now: what it
-    may have stored of it does not count."""
+    """Tell that `job`, which was revoked before, has ended in its child only now. The child may
+    have stored another result, which does not count."""
 
     job: Job
 
 
 class Progressed(msgspec.Struct, frozen=True):
-    """`child` told how far `job` is: tell its owner."""
+    """Tell the owner of `job` its progress."""
 
     job: Job
     meta: dict[str, Any]
 
 
 class Logged(msgspec.Struct, frozen=True):
-    """`child` has something for the log, about `job` or None."""
+    """Log a record of `child`, which is about `job` or none."""
 
     child: Child
     job: Job | None
@@ -121,45 +127,45 @@ class Logged(msgspec.Struct, frozen=True):
 
 
 class Forget(msgspec.Struct, frozen=True):
-    """`child` is gone, and nothing more will be asked of it."""
+    """Close what belongs to `child`, which is gone."""
 
     child: Child
-    #: Whether what it has started goes on; otherwise it is ended.
+    #: Whether what it has started goes on. Otherwise end it.
     leaves: bool = False
 
 
 class Probe(msgspec.Struct, frozen=True):
-    """Look whether `child` has read its request; answer with `probed`."""
+    """See how much `child` has read. Answer with `probed`."""
 
     child: Child
 
 
 class Measure(msgspec.Struct, frozen=True):
-    """Look how much memory `child` takes; answer with `measured`."""
+    """See how much memory `child` takes. Answer with `measured`."""
 
     child: Child
 
 
 class Kill(msgspec.Struct, frozen=True):
-    """Send `signum` to `child`: SIGKILL to all that it has started, too."""
+    """Send `signum` to `child`. SIGKILL also ends what it has started."""
 
     child: Child
     signum: int
 
 
 class Unkillable(msgspec.Struct, frozen=True):
-    """`child` goes on, though it was sent SIGKILL: tell the log."""
+    """Log that `child` lives on after it was to be killed."""
 
     child: Child
-    #: Why that may be.
+    #: Why, in words.
     reason: str
-    #: What it had in hand.
+    #: The jobs that it had.
     jobs: tuple[Job, ...]
 
 
 class Stranded(msgspec.Struct, frozen=True):
-    """The worker stops, and `jobs` of `group` have lost their children and get no others: tell
-    the log."""
+    """Log that the worker stops, and that no child of `group` will do `jobs`, which have lost
+    theirs."""
 
     group: Group
     reason: str
@@ -167,42 +173,42 @@ class Stranded(msgspec.Struct, frozen=True):
 
 
 class CloseStdin(msgspec.Struct, frozen=True):
-    """Close the stdin of `child`: it should finish and exit."""
+    """Close the stdin of `child`, which makes it exit."""
 
     child: Child
 
 
 class Started(msgspec.Struct, frozen=True):
-    """`child` has proved that it works: tell who wants to know."""
+    """Tell that `child` has proved that it works."""
 
     child: Child
 
 
 class Report(msgspec.Struct, frozen=True):
-    """A child is replaced after a fault: tell the log why, and who else wants to know."""
+    """Log and tell that `child` is replaced, after a fault or at its exit."""
 
     child: Child
     reason: str
-    #: What it had in hand.
+    #: The jobs that it had.
     jobs: tuple[Job, ...]
-    #: Seconds until the slot spawns again.
+    #: Seconds that the slot backs off.
     delay: float
 
 
 class Recycled(msgspec.Struct, frozen=True):
-    """`successor` has taken the place of `child`, which goes: tell as for `Report`."""
+    """Log and tell that `successor` has taken the slot of `child`, which is recycled."""
 
     child: Child
     successor: Child
 
 
 class Healed(msgspec.Struct, frozen=True):
-    """All slots of `group` have a child that works again: tell the log."""
+    """Log that each slot of `group` has a child that works again."""
 
     group: Group
 
 
-#: What becomes of children, as far as others may want to know.
+#: What is told of children.
 Change = Started | Report | Recycled
 
 Action = (

@@ -1,7 +1,4 @@
-"""Which jobs have cost children their lives, and how many.
-
-Layer: above `records`. Pure.
-"""
+"""Which jobs are suspected of having crashed a child, and how often."""
 
 from __future__ import annotations
 
@@ -11,36 +8,36 @@ from .model import Child, Job
 
 __all__ = ("CRASHES_REMEMBERED", "Crashes")
 
-#: Of how many jobs it is remembered that they have cost a child.
+#: How many jobs are remembered.
 CRASHES_REMEMBERED = 10_000
 
 
 class Crashes:
-    """Remembers them for this worker. A retry of a job is another job, of the same id."""
+    """Counts crashes by job, for this worker. A retry of a job is another job with the same id."""
 
     __slots__ = ("_counts",)
 
     def __init__(self) -> None:
-        #: By the jobs' ids and retries: the oldest first.
+        #: By the jobs' ids and retries, the oldest first.
         self._counts: OrderedDict[tuple[str, int], int] = OrderedDict()
 
-    def suspects(self, job: Job) -> bool:
-        """Return whether `job` may have cost a child its life."""
+    def is_suspect(self, job: Job) -> bool:
+        """Return whether `job` may have crashed a child before."""
         return bool(self._counts) and (job.task_id, job.retries) in self._counts
 
     def clear(self, job: Job) -> None:
-        """`job` is not to blame: a child has answered it."""
+        """Drop the suspicion: a child has answered `job`."""
         if self._counts:
             self._counts.pop((job.task_id, job.retries), None)
 
     def count(self, job: Job, child: Child) -> int:
-        """Count that `job` has cost `child`.
+        """Count that `child` ended with `job`.
 
-        Of several, nobody knows which one it was: they are suspected, and if they come again, each
-        has a child for itself, so that a message which kills is found out.
+        With several jobs in flight the culprit is unknown: all are suspects, and no crash is
+        counted. If they are delivered again, each runs isolated, so that a poison pill is found.
 
         Returns:
-            How many it has cost, if that is as many as it may; otherwise 0.
+            How many children `job` has crashed, if `max_crashes` is reached; otherwise 0.
         """
         most = child.group.settings.max_crashes
         if most is None:

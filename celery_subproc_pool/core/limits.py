@@ -1,6 +1,6 @@
-"""When something is due: for the engine as a whole, and of the time limits of each job.
+"""When something is due: for the engine as a whole, and for each job.
 
-Layer: above `records`. Pure: no clock is read here.
+`Limits` is the only writer of a job's deadlines.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from .outcomes import TimedOut
 
 __all__ = ("PROBE_INTERVAL", "Alarm", "Limits")
 
-#: Seconds from one look to the next whether a child has read its first request.
+#: Seconds between two looks whether a child has read its first request.
 PROBE_INTERVAL = 0.1
 
-#: The deadlines of a job that count for a child only once it has booted.
+#: The deadlines of a job that wait for its child to boot.
 _DEADLINES = ("deadline", "soft_deadline", "silence_deadline")
 
 
 class Alarm:
-    """When something is due next: a lower bound, made exact by whoever goes through all that is."""
+    """When the next thing is due. A lower bound: `Scheduler.tick` makes it exact."""
 
     __slots__ = ("deadline",)
 
@@ -27,13 +27,13 @@ class Alarm:
         self.deadline: float | None = None
 
     def set(self, deadline: float | None) -> None:
-        """Something is due at `deadline`; None is never."""
+        """Note that something is due at `deadline`; None is never."""
         if deadline is not None and (self.deadline is None or deadline < self.deadline):
             self.deadline = deadline
 
 
 class Limits:
-    """Keeps the deadlines of jobs that are with a child.
+    """Keeps the deadlines of jobs.
 
     Arguments:
         alarm: is set to them.
@@ -52,22 +52,44 @@ class Limits:
         self.watch(job)
 
     def hear(self, job: Job, child: Child, now: float) -> None:
-        """There was a sign of life of `job`, or its request was written."""
+        """Let `inactivity_timeout` count from `now`: the request of `job` was written, or `child`
+        told something of it."""
         seconds = child.group.settings.inactivity_timeout
         if seconds is not None and job.state is JobState.SENT:
             job.silence_deadline = now + seconds
             self._alarm.set(job.silence_deadline)
 
     def watch(self, job: Job) -> None:
-        """Set the alarm to the deadlines that `job` has."""
+        """Set the alarm to the deadlines of `job`."""
         self._alarm.set(job.deadline)
         self._alarm.set(job.soft_deadline)
         self._alarm.set(job.silence_deadline)
         self._alarm.set(job.kill_at)
 
+    def soft_limit_over(self, job: Job, now: float) -> bool:
+        """Return whether the soft limit of `job` is over. It is reported once."""
+        if job.soft_deadline is None or now < job.soft_deadline:
+            return False
+        job.soft_deadline = None
+        return True
+
+    def give_grace(self, job: Job, until: float) -> None:
+        """Give the child of `job` time to end it, until `until`, or an earlier time set before."""
+        job.kill_at = until if job.kill_at is None else min(job.kill_at, until)
+        self._alarm.set(job.kill_at)
+
+    def clear(self, job: Job) -> None:
+        """Drop the limits of `job`, which is over. Its child may still have to end it."""
+        job.deadline = job.soft_deadline = job.silence_deadline = None
+
+    def detach(self, job: Job) -> None:
+        """Keep only the limits that go on while `job` waits for another child."""
+        job.silence_deadline = job.kill_at = None
+        self._alarm.set(job.deadline)
+
     def defer(self, job: Job, now: float) -> bool:
-        """Put off what is due of `job` until it was looked whether its child has read it; return
-        whether something is."""
+        """Defer what is due until a probe tells whether the child has read the request. Return
+        whether anything is due."""
         due = False
         for name in _DEADLINES:
             deadline = getattr(job, name)
@@ -78,7 +100,7 @@ class Limits:
         return due
 
     def restore(self, job: Job, now: float) -> None:
-        """What was put off of `job` is due now: its child has had the time."""
+        """Restore deferred deadlines: the child had read the request in time."""
         for name in _DEADLINES:
             deadline = getattr(job, name)
             if deadline is not None and deadline <= now + PROBE_INTERVAL:
@@ -86,7 +108,7 @@ class Limits:
         self._alarm.set(now)
 
     @staticmethod
-    def hard_one_over(job: Job, child: Child, now: float) -> TimedOut | None:
+    def hard_limit_over(job: Job, child: Child, now: float) -> TimedOut | None:
         """Return which hard limit of `job`, which is with `child`, is over; None if none is."""
         if job.deadline is not None and now >= job.deadline:
             return TimedOut(job.timeout or 0.0)

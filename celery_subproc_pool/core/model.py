@@ -1,21 +1,57 @@
-"""The scheduler's vocabulary: jobs, children, their states, and the outcomes and actions.
+"""Jobs, children, slots and groups: all that changes, and which module changes it.
 
-Layer: above `protocol`, `config` and `errors`. Data only, with no policy: that is `scheduler`.
+All mutable state of `core` is here, and in private attributes of the classes of `core`. All modules
+read it. Each field has one module that writes it (a test keeps this table):
+
+counters
+    `Group.counters`.
+jobs
+    `Job`, its state included, apart from its deadlines.
+limits
+    `Job.deadline`, `soft_deadline`, `silence_deadline`, `kill_at`.
+queues
+    `Group.waiting`.
+service
+    `Child.jobs`, `ended`, `pending_cancels`; `Group.available`. It also moves a child that
+    serves, and ends the three timers of a child that leaves service.
+slots
+    `Slot.child`, `successor`, `jobs_begun`, `last_exit`; `Group.slots`, `children`, `successors`.
+spawning
+    `Slot.spawn_at`, `failures`; `Group.degraded`, `failure`.
+booting
+    `Child.pid`, `spawned_at`, what the child announced, `proven`, `has_read`, `seen_unread`;
+    `Group.announces`, `tells_progress`, `came_up`. Timers: `boot_deadline`, `startup_grace_until`.
+recycling
+    `Child.jobs_begun`, `jobs_done`, `recycle_factor`, `recycle_after_jobs`, `recycle_reason`. A
+    timer: `max_age_at`.
+stopping
+    `Child.stop_deadline`, `terminating`, `killed`, `unkillable`.
+replacing
+    `Child.reason`, `draining`.
+exits
+    Moves a child that is gone.
+scheduler
+    `Group.boot`, by the event `change_boot`.
+
+`engine` writes `Child.open_line` and `Child.bad_greeting`. The rest of
+`Group` is configuration and never changes.
 """
 
 from __future__ import annotations
 
-import enum
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from dataclasses import InitVar, dataclass, field
 
 import msgspec
 
+from ..errors import TransitionError
 from ..settings import ChildSettings
 from ..wire.messages import CancelReason, Feature, Message, decode_reply
+from .counters import Counters
+from .states import CHILD_TRANSITIONS, JOB_TRANSITIONS, Cause, ChildState, JobState
 
 __all__ = (
-    "TRANSITIONS",
     "Cause",
     "Child",
     "ChildState",
@@ -24,154 +60,87 @@ __all__ = (
     "Job",
     "JobState",
     "Slot",
+    "children_of",
 )
 
 
-#: Of how many jobs of a group it is remembered how long they took.
-TIMES_REMEMBERED = 1000
-
-#: How many ids of a child's last jobs are remembered, to say what a stray message is about.
+#: How many ids of a child's latest jobs are kept, to explain an unexpected message.
 IDS_REMEMBERED = 100
 
 
-class ChildState(enum.Enum):
-    """The life of a child; see `TRANSITIONS`."""
+class _Referable:
+    """Allows weak references to a class with slots: `dataclass` has no option for it on 3.10."""
 
-    # Its members are looked up for each job: by identity, which C does, as there is one of each.
-    __hash__ = object.__hash__
-
-    STARTING = "starting"
-    IDLE = "idle"
-    BUSY = "busy"
-    RETIRING = "retiring"
-    STOPPING = "stopping"
-    GONE = "gone"
+    __slots__ = ("__weakref__",)
 
 
-#: From each state, the states that may follow.
-TRANSITIONS: dict[ChildState, frozenset[ChildState]] = {
-    ChildState.STARTING: frozenset({ChildState.IDLE, ChildState.STOPPING, ChildState.GONE}),
-    ChildState.IDLE: frozenset({ChildState.BUSY, ChildState.STOPPING, ChildState.GONE}),
-    ChildState.BUSY: frozenset(
-        {ChildState.IDLE, ChildState.RETIRING, ChildState.STOPPING, ChildState.GONE}
-    ),
-    ChildState.RETIRING: frozenset({ChildState.STOPPING, ChildState.GONE}),
-    ChildState.STOPPING: frozenset({ChildState.GONE}),
-    ChildState.GONE: frozenset(),
-}
-
-
-class Cause(enum.Enum):
-    """Why a child was replaced, as `stats` counts it."""
-
-    EXITED = "exited"
-    FAULTED = "faulted"
-    NOT_STARTED = "not_started"
-    TIMED_OUT = "timed_out"
-    TERMINATED = "terminated"
-    RECYCLED = "recycled"
-    #: The worker stops.
-    STOPPED = "stopped"
-
-
-class JobState(enum.Enum):
-    """The life of a job; `scheduler` draws it."""
-
-    QUEUED = "queued"
-    RESERVED = "reserved"
-    SENT = "sent"
-    ANSWERED = "answered"
-    CLOSED = "closed"
-
-
-class Job:
-    """One `apply_async`.
+@dataclass(slots=True, eq=False)
+class Job(_Referable):
+    """One `apply_async`. Celery keeps weak references to it.
 
     Arguments:
         task_id: Celery's id of the task.
         task_name: the name of the task.
-        group: the name of the group of children that takes it; None is the worker itself.
-        timeout: hard limit in seconds from acceptance on; None is none.
-        soft_timeout: soft limit in seconds; None is none.
-        traced_here: whether a thread of the worker traces it from the start, and says when it is
-            through. Otherwise its child does, or nobody, and what comes after its outcome takes
-            no child's time.
-        retries: how often Celery has retried the task. A retry is another job, of the same id.
+        group: the name of the group whose children can do it; None is the worker itself.
+        timeout: the hard limit in seconds, from acceptance; None is none.
+        soft_timeout: the soft limit in seconds, from acceptance; None is none.
+        traced_here: whether a thread of the worker traces the job from the start and reports when
+            it is through. Otherwise the child traces it or nobody does.
+        retries: how often Celery has retried the task. A retry is another job with the same id.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "accepted",
-        "begun_at",
-        "cancelled",
-        "child",
-        "deadline",
-        "group",
-        "isolated",
-        "kill_at",
-        "losses",
-        "notice",
-        "number",
-        "offset",
-        "request",
-        "retries",
-        "silence_deadline",
-        "soft_deadline",
-        "soft_timeout",
-        "state",
-        "submitted_at",
-        "task_id",
-        "task_name",
-        "timeout",
-        "traced_here",
-    )
+    task_id: str
+    task_name: str
+    group: str | None
+    timeout: float | None = None
+    soft_timeout: float | None = None
+    traced_here: bool = True
+    retries: int = 0
 
-    def __init__(
-        self,
-        task_id: str,
-        task_name: str,
-        group: str | None,
-        timeout: float | None = None,
-        soft_timeout: float | None = None,
-        traced_here: bool = True,
-        retries: int = 0,
-    ) -> None:
-        self.task_id = task_id
-        self.task_name = task_name
-        self.group = group
-        self.timeout = timeout
-        self.soft_timeout = soft_timeout
-        self.traced_here = traced_here
-        self.retries = retries
-        self.state = JobState.QUEUED
-        #: Place in the order of arrival.
-        self.number = 0
-        self.child: Child | None = None
-        #: The line to write: known from the start, or once the tracer has provided it.
-        self.request: bytes | None = None
-        self.accepted = False
-        #: Whether its child is to have no other: it may be what has cost one its life.
-        self.isolated = False
-        #: When it came, and when its child got its request: the last child's, if it lost one.
-        self.submitted_at = 0.0
-        self.begun_at = 0.0
-        #: Children that ended before they had read its request.
-        self.losses = 0
-        #: Where its request begins in all that was written to its child, in bytes.
-        self.offset = 0
-        #: When its hard and its soft limit are over, and when it will have been silent for too
-        #: long.
-        self.deadline: float | None = None
-        self.soft_deadline: float | None = None
-        self.silence_deadline: float | None = None
-        #: Why its child is to end it, and when that costs the child its life.
-        self.cancelled: CancelReason | None = None
-        self.kill_at: float | None = None
-        #: How long that is after what, in words.
-        self.notice = ""
+    state: JobState = field(default=JobState.QUEUED, init=False)
+    #: Place in the order of arrival.
+    number: int = field(default=0, init=False)
+    #: The child that the job is with while it is RESERVED or SENT.
+    child: Child | None = field(default=None, init=False)
+    #: The line to write: known from the start, or once the tracer has provided it.
+    request: bytes | None = field(default=None, init=False)
+    #: Whether Celery was told that the job is accepted.
+    accepted: bool = field(default=False, init=False)
+    #: Runs alone in a child: it is suspected of having crashed one.
+    isolated: bool = field(default=False, init=False)
+    #: When the job arrived (monotonic seconds, as all times here).
+    submitted_at: float = field(default=0.0, init=False)
+    #: When its request was written to its latest child.
+    begun_at: float = field(default=0.0, init=False)
+    #: How often it went back to the queue because its child ended.
+    requeues: int = field(default=0, init=False)
+    #: How many bytes had been written to its child before its request.
+    offset: int = field(default=0, init=False)
+    #: When the hard limit is over.
+    deadline: float | None = field(default=None, init=False)
+    #: When the soft limit is over.
+    soft_deadline: float | None = field(default=None, init=False)
+    #: When `inactivity_timeout` is over.
+    silence_deadline: float | None = field(default=None, init=False)
+    #: Why the child has to end the job; None if it was not told to.
+    cancelled: CancelReason | None = field(default=None, init=False)
+    #: When the child is ended because it has not ended the job.
+    kill_at: float | None = field(default=None, init=False)
+    #: In words: how long the child had to end the job, since what, and why.
+    grace_given: str = field(default="", init=False)
+
+    def move(self, state: JobState) -> None:
+        """Change the state.
+
+        Raises:
+            TransitionError: `JOB_TRANSITIONS` does not allow it.
+        """
+        if state not in JOB_TRANSITIONS[self.state]:
+            raise TransitionError(f"{self!r} can't become {state.value}")
+        self.state = state
 
     def __repr__(self) -> str:
-        return f"<Job {self.task_name}[{self.task_id}] {self.state.value}>"
+        return f"<Job {self.title} {self.state.value}>"
 
     @property
     def title(self) -> str:
@@ -179,118 +148,104 @@ class Job:
         return f"{self.task_name}[{self.task_id}]"
 
 
+@dataclass(slots=True, eq=False)
 class Child:
-    """What the scheduler knows of one child process."""
+    """What is known of one child process."""
 
-    __slots__ = (
-        "capacity",
-        "deadline",
-        "drains",
-        "ended",
-        "features",
-        "group",
-        "has_read",
-        "jobs",
-        "jobs_begun",
-        "jobs_done",
-        "killed",
-        "max_age_at",
-        "name",
-        "near_greeting",
-        "number",
-        "open_line",
-        "pending_cancels",
-        "pid",
-        "proven",
-        "reason",
-        "recycle_after_jobs",
-        "recycle_factor",
-        "recycle_reason",
-        "slot",
-        "spawned_at",
-        "startup_grace_until",
-        "state",
-        "still_boots",
-        "tasks",
-        "terminating",
-        "unkillable",
-        "unknown_features",
-    )
+    group: Group
+    slot: Slot
+    #: Unique in this worker.
+    number: int
 
-    def __init__(self, group: Group, slot: Slot, number: int) -> None:
-        self.group = group
-        self.slot = slot
-        #: Unique in this worker.
-        self.number = number
-        self.state = ChildState.STARTING
-        #: The process that does the work; under a wrapper maybe not the one that was started.
-        self.pid: int | None = None
-        #: What it calls itself, and the tasks and features that it has announced.
-        self.name: str | None = None
-        self.tasks: frozenset[str] = frozenset()
-        self.features: frozenset[Feature] = frozenset()
-        #: What it has announced beside, by name.
-        self.unknown_features: tuple[str, ...] = ()
-        #: How many jobs it can have at a time.
-        self.capacity = 1
-        #: What it has in hand, by the jobs' ids, in order: reserved, sent, or closed before it
-        #: has answered.
-        self.jobs: dict[str, Job] = {}
-        #: How many of them it was told to end. Until it has, it gets no other: it may have to die.
-        self.pending_cancels = 0
-        #: The ids of its last jobs that are over.
-        self.ended: deque[str] = deque(maxlen=IDS_REMEMBERED)
-        self.jobs_begun = self.jobs_done = 0
-        self.spawned_at = 0.0
-        #: Whether it has shown that it can start.
-        self.proven = False
-        #: When a child that can't tell will have shown it.
-        self.startup_grace_until: float | None = None
-        #: Its share of what `max_jobs`, `max_age` and `max_memory` allow: not all are to be
-        #: recycled at the same time.
-        self.recycle_factor = 1.0
-        #: How many jobs begun make it worn.
-        self.recycle_after_jobs: int | None = None
-        #: When it will be old.
-        self.max_age_at: float | None = None
-        #: Why it is to be recycled; nothing if it is not.
-        self.recycle_reason = ""
-        #: Whether it was sent a SIGKILL by us.
-        self.killed = False
-        #: Whether it goes on all the same.
-        self.unkillable = False
-        #: Whether it is known to have read a request: it has booted.
-        self.has_read = False
-        #: Whether it was seen not to have read its first request when that should have been done.
-        self.still_boots = False
-        #: Quotes what it has written of a line that it has not ended; empty if there is no such.
-        self.open_line: Callable[[], str] = str
-        #: Before it is ready: what it wrote that looks like its greeting, and why it is none.
-        self.near_greeting = ""
-        #: When it must be ready, or when the next, harder step of stopping is due.
-        self.deadline: float | None = None
-        #: Whether SIGTERM has been sent already while stopping.
-        self.terminating = False
-        #: Whether it takes no more requests, and is busy with those that it has. Its slot is
-        #: another's.
-        self.drains = False
-        #: Why it is being stopped.
-        self.reason = ""
+    state: ChildState = field(default=ChildState.STARTING, init=False)
+    #: The process that does the work. Under a wrapper it may not be the one that was started.
+    pid: int | None = field(default=None, init=False)
+    #: When its process was started.
+    spawned_at: float = field(default=0.0, init=False)
+
+    #: The name that it gave itself.
+    name: str | None = field(default=None, init=False)
+    #: The tasks that it announced.
+    tasks: frozenset[str] = field(default=frozenset(), init=False)
+    #: The features that it announced.
+    features: frozenset[Feature] = field(default=frozenset(), init=False)
+    #: The names of other features that it announced.
+    unknown_features: tuple[str, ...] = field(default=(), init=False)
+    #: How many jobs it can have at a time.
+    capacity: int = field(default=1, init=False)
+
+    #: By id, in order: jobs that are RESERVED or SENT, and closed jobs that it has not answered.
+    jobs: dict[str, Job] = field(default_factory=dict, init=False)
+    #: Cancels sent and not answered yet; no new job while there are any: the child may be ended.
+    pending_cancels: int = field(default=0, init=False)
+    #: The ids of its latest jobs that are over.
+    ended: deque[str] = field(default_factory=lambda: deque(maxlen=IDS_REMEMBERED), init=False)
+    #: How many requests were written to it.
+    jobs_begun: int = field(default=0, init=False)
+    #: How many requests it has answered.
+    jobs_done: int = field(default=0, init=False)
+
+    #: When it must be ready. After it closed its stdout instead: when it must have exited.
+    boot_deadline: float | None = field(default=None, init=False)
+    #: When it will have proved itself, or a degraded group its recovery, by having lived.
+    startup_grace_until: float | None = field(default=None, init=False)
+    #: Whether it has proved that it can start.
+    proven: bool = field(default=False, init=False)
+    #: Whether it is known to have read a request, so to have booted.
+    has_read: bool = field(default=False, init=False)
+    #: Whether a probe found that it had not read its first request yet.
+    seen_unread: bool = field(default=False, init=False)
+    #: Returns a quote of the line that it has begun and not ended; empty if there is none.
+    open_line: Callable[[], str] = field(default=str, init=False)
+    #: Before it is ready: a quote of a line that looks like a greeting, and why it is none.
+    bad_greeting: str = field(default="", init=False)
+
+    #: Its own fraction of `max_jobs`, `max_age` and `max_memory` (as gunicorn's
+    #: max_requests_jitter): children should not all be recycled at once.
+    recycle_factor: float = field(default=1.0, init=False)
+    #: It is recycled once it has begun this many jobs.
+    recycle_after_jobs: int | None = field(default=None, init=False)
+    #: When `max_age` is over.
+    max_age_at: float | None = field(default=None, init=False)
+    #: Why it is to be recycled; empty if it is not.
+    recycle_reason: str = field(default="", init=False)
+
+    #: Why it is replaced; empty if it is not.
+    reason: str = field(default="", init=False)
+    #: It takes no more requests, answers those that it has, and serves no slot.
+    draining: bool = field(default=False, init=False)
+    #: When the next, harder step of stopping is due. After SIGKILL: when it must have exited.
+    stop_deadline: float | None = field(default=None, init=False)
+    #: Whether SIGTERM was sent, or is skipped: the next step is SIGKILL.
+    terminating: bool = field(default=False, init=False)
+    #: Whether we sent it SIGKILL.
+    killed: bool = field(default=False, init=False)
+    #: Whether it lives on after SIGKILL, or may not be signalled.
+    unkillable: bool = field(default=False, init=False)
+
+    def move(self, state: ChildState) -> None:
+        """Change the state.
+
+        Raises:
+            TransitionError: `CHILD_TRANSITIONS` does not allow it.
+        """
+        if state not in CHILD_TRANSITIONS[self.state]:
+            raise TransitionError(f"{self!r} can't become {state.value}")
+        self.state = state
 
     @property
     def serves(self) -> bool:
         """Whether it does jobs."""
-        return self.state in (ChildState.IDLE, ChildState.BUSY)
+        return self.state is ChildState.IDLE or self.state is ChildState.BUSY
 
     @property
     def in_order(self) -> bool:
-        """Whether, as it goes or is gone, it does so because it was asked to, and nobody had to
-        kill it."""
+        """Whether it ends, or has ended, because it was asked to, and was not killed."""
         return not self.reason and not self.killed
 
     @property
-    def spent(self) -> bool:
-        """Whether it has had all the jobs that it may ever have, or is about to."""
+    def max_jobs_reached(self) -> bool:
+        """Whether it has had `max_jobs` jobs, those that it is about to get included."""
         most = self.group.settings.max_jobs
         if most is None:
             return False
@@ -300,26 +255,26 @@ class Child:
     @property
     def has_room(self) -> bool:
         """Whether it can have one more job."""
-        if len(self.jobs) >= self.capacity or self.pending_cancels or self.spent:
+        if len(self.jobs) >= self.capacity or self.pending_cancels or self.max_jobs_reached:
             return False
         return not self.jobs or not next(iter(self.jobs.values())).isolated
 
     @property
     def may_speak(self) -> bool:
-        """Whether something that it writes now may be in order."""
+        """Whether a line that it writes now may be allowed."""
         return Feature.LOG in self.features or any(
             job.state is not JobState.RESERVED for job in self.jobs.values()
         )
 
     @property
     def unfinished(self) -> str:
-        """That it has not ended a line, and which, if so."""
+        """In words: which line it has begun and not ended; empty if none."""
         line = self.open_line()
         return f"it has not ended its line with a newline: {line}" if line else ""
 
     @property
     def cancels(self) -> bool:
-        """Whether it can be told to end a job."""
+        """Whether it can be told to cancel a job."""
         return Feature.CANCEL in self.features
 
     def __repr__(self) -> str:
@@ -327,7 +282,7 @@ class Child:
 
 
 class Exit(msgspec.Struct, frozen=True):
-    """That a child of a slot was given up; maybe a successor that could not start."""
+    """The latest child that a slot lost. It may be a successor that could not start."""
 
     pid: int | None
     reason: str
@@ -335,103 +290,66 @@ class Exit(msgspec.Struct, frozen=True):
     at: float
 
 
+@dataclass(slots=True, eq=False)
 class Slot:
     """A child's place in its group."""
 
-    __slots__ = ("child", "failures", "jobs_begun", "last_exit", "number", "spawn_at", "successor")
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.child: Child | None = None
-        #: While its child is worn: who is to take its place.
-        self.successor: Child | None = None
-        #: Children in a row that died before they did a job.
-        self.failures = 0
-        #: How many jobs the children that are gone have begun.
-        self.jobs_begun = 0
-        #: While cooling: when to spawn again.
-        self.spawn_at: float | None = None
-        self.last_exit: Exit | None = None
+    number: int
+    child: Child | None = field(default=None, init=False)
+    #: Boots to take the place of `child`, which is to be recycled.
+    successor: Child | None = field(default=None, init=False)
+    #: Children in a row that ended before they had done a job.
+    failures: int = field(default=0, init=False)
+    #: While it backs off: when to spawn again.
+    spawn_at: float | None = field(default=None, init=False)
+    #: How many jobs its children that are gone have begun.
+    jobs_begun: int = field(default=0, init=False)
+    last_exit: Exit | None = field(default=None, init=False)
 
 
+@dataclass(slots=True, eq=False)
 class Group:
     """The children of one configured kind, and the jobs that wait for them.
 
     Arguments:
         name: its name.
         settings: its settings.
-        size: how many children it has.
-        boot: what each of them gets to read before anything else.
-        decode: makes a reply of a line of theirs, or raises `ProtocolFault`.
-        withheld: names of the worker's environment variables that are none of their business.
+        size: how many slots it has at first.
+        boot: what each child reads before anything else. Only `Scheduler.change_boot` changes it.
+        decode: makes a message of a child's line, or raises `ProtocolFault`.
+        withheld: names of the worker's environment variables that its children do not get.
     """
 
-    __slots__ = (
-        "announces",
-        "available",
-        "boot",
-        "came_up",
-        "children",
-        "decode",
-        "degraded",
-        "failure",
-        "jobs_begun",
-        "jobs_done",
-        "name",
-        "replaced",
-        "runs",
-        "settings",
-        "slots",
-        "successors",
-        "tells_progress",
-        "throttled",
-        "waiting",
-        "waits",
-        "withheld",
-    )
+    name: str
+    settings: ChildSettings
+    size: InitVar[int]
+    boot: bytes = b""
+    decode: Callable[[bytes], Message] = decode_reply
+    withheld: frozenset[str] = frozenset()
 
-    def __init__(
-        self,
-        name: str,
-        settings: ChildSettings,
-        size: int,
-        boot: bytes = b"",
-        decode: Callable[[bytes], Message] = decode_reply,
-        withheld: frozenset[str] = frozenset(),
-    ) -> None:
-        self.name = name
-        self.settings = settings
-        self.boot = boot
-        self.decode = decode
-        self.withheld = withheld
-        #: Whether a child of it has ever announced tasks.
-        self.announces = False
-        #: Whether one has ever announced that it tells of its progress.
-        self.tells_progress = False
-        #: Whether a child of it has ever proved that it can start.
-        self.came_up = False
-        #: Why the last child that could not went away, if none has since.
-        self.failure = ""
-        #: Whether a slot had to cool since all of them had a child that works.
-        self.degraded = False
-        #: How many successors of worn children boot.
-        self.successors = 0
-        #: How many jobs the children that are gone have begun, also of slots that are gone.
-        self.jobs_begun = 0
-        self.jobs_done = 0
-        #: How many of them were throttled.
-        self.throttled = 0
-        #: Of the latest jobs: seconds until a child had one, and until it had answered.
-        self.waits: deque[float] = deque(maxlen=TIMES_REMEMBERED)
-        self.runs: deque[float] = deque(maxlen=TIMES_REMEMBERED)
-        #: How many children were replaced, and why.
-        self.replaced: Counter[Cause] = Counter()
-        self.slots = [Slot(number) for number in range(size)]
-        #: All that are not gone yet, those that are being stopped included.
-        self.children: dict[int, Child] = {}
-        #: Children that can have one more job: the next one takes it from the end. An ordered set.
-        self.available: OrderedDict[Child, None] = OrderedDict()
-        self.waiting: deque[Job] = deque()
+    slots: list[Slot] = field(default_factory=list, init=False)
+    #: By number: all that are not gone, those that are being stopped included.
+    children: dict[int, Child] = field(default_factory=dict, init=False)
+    #: Children with room for a job, as an ordered set. The last one gets the next job.
+    available: OrderedDict[Child, None] = field(default_factory=OrderedDict, init=False)
+    #: Jobs that wait, in order of arrival.
+    waiting: deque[Job] = field(default_factory=deque, init=False)
+    counters: Counters = field(default_factory=Counters, init=False)
+    #: How many successors boot.
+    successors: int = field(default=0, init=False)
+    #: Whether a child has ever announced tasks.
+    announces: bool = field(default=False, init=False)
+    #: Whether a child has ever announced `progress`.
+    tells_progress: bool = field(default=False, init=False)
+    #: Whether a child has ever proved that it can start.
+    came_up: bool = field(default=False, init=False)
+    #: Why the latest child that failed did so; empty once a child has proved itself since.
+    failure: str = field(default="", init=False)
+    #: Whether a slot has backed off since each slot had a proven child.
+    degraded: bool = field(default=False, init=False)
+
+    def __post_init__(self, size: int) -> None:
+        self.slots.extend(Slot(number) for number in range(size))
 
     @property
     def in_service(self) -> int:
@@ -442,3 +360,8 @@ class Group:
     def backing_off(self) -> int:
         """How many slots wait before they spawn again."""
         return sum(slot.spawn_at is not None for slot in self.slots)
+
+
+def children_of(groups: dict[str, Group]) -> tuple[Child, ...]:
+    """Return all children of `groups` that are not gone; they may go meanwhile."""
+    return tuple(child for group in groups.values() for child in group.children.values())

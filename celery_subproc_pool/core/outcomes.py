@@ -1,4 +1,4 @@
-"""How a job's time with a child ended, and what is known of the child then."""
+"""How a job ended, and what is known of its child then."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def describe_exit(status: int, killed: bool = False) -> str:
 
     Arguments:
         status: as `subprocess.Popen.returncode`: negative is a signal's number.
-        killed: whether it was killed by a SIGKILL that was none of ours.
+        killed: whether we did not send that SIGKILL.
     """
     if status >= 0:
         return f"exitcode {status}"
@@ -35,7 +35,7 @@ def describe_exit(status: int, killed: bool = False) -> str:
         text = f"signal {-status} ({signal.Signals(-status).name})"
     except ValueError:
         return f"signal {-status}"
-    # Nobody else sends it as often as the system that runs out of memory.
+    # The usual sender is a system that runs out of memory.
     return f"{text}, out of memory?" if killed else text
 
 
@@ -46,36 +46,36 @@ class Answered(msgspec.Struct, frozen=True):
 
 
 class Faulted(msgspec.Struct, frozen=True):
-    """The child wrote what the protocol does not allow."""
+    """The child broke the protocol."""
 
     reason: str
 
 
 class Lost(msgspec.Struct, frozen=True):
-    """The child went away with the job."""
+    """The child ended with the job, or no child will do it."""
 
-    #: As `subprocess.Popen.returncode`; None if no single child is to blame.
+    #: As `subprocess.Popen.returncode`; None if no single child lost it.
     status: int | None
-    #: What was seen before its exit, or nothing.
+    #: What was seen before the exit; empty if nothing.
     reason: str
-    #: Whether it was killed by a SIGKILL that was none of ours.
+    #: Whether the child got a SIGKILL that we did not send.
     killed: bool = False
-    #: How many children the job has cost in this worker, if it is not to cost another one.
+    #: How many children the job has crashed in this worker, once `max_crashes` is reached; else 0.
     crashes: int = 0
-    #: Whether no child has begun it, and none will: the worker stops.
+    #: Whether no child has begun it and none will, because the worker stops.
     stranded: bool = False
 
 
 class TimedOut(msgspec.Struct, frozen=True):
-    """The job's hard time limit of `seconds` was over."""
+    """A hard limit of `seconds` was over."""
 
     seconds: float
-    #: Whether the limit was that of its silence (`inactivity_timeout`).
+    #: Whether the limit was `inactivity_timeout`.
     silent: bool = False
 
 
 class SoftTimedOut(msgspec.Struct, frozen=True):
-    """The job's child was told that the soft limit of `seconds` is over, and did not end it."""
+    """The soft limit of `seconds` was over, and the child did not end the job."""
 
     seconds: float
 
@@ -87,16 +87,16 @@ class Terminated(msgspec.Struct, frozen=True):
 
 
 class Dropped(msgspec.Struct, frozen=True):
-    """The job had not been accepted and will not be: its message is still the broker's."""
+    """The job was not accepted and will not be: its message stays with the broker."""
 
 
 Outcome = Answered | Faulted | Lost | TimedOut | SoftTimedOut | Terminated | Dropped
 
 
 class ChildFacts(msgspec.Struct, frozen=True):
-    """What a person wants to know of the child that an outcome came from."""
+    """What an operator wants to know of the child that an outcome came from."""
 
     group: str
     pid: int
-    #: The last lines of its stderr, oldest first; empty if stderr does not come to us.
+    #: The last lines of its stderr, oldest first; empty if we do not read its stderr.
     stderr: tuple[str, ...]

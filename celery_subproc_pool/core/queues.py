@@ -1,6 +1,6 @@
-"""The jobs that wait, in order of arrival, and which child may have which.
+"""The jobs that wait, in order of arrival, and which child can have which.
 
-Layer: above `records`. Pure.
+The only writer of `Group.waiting`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ("Queues",)
 
 
 class Queues:
-    """Jobs that wait for a child, by their groups, and those for the worker itself.
+    """The queues of the groups, and the one of the worker itself.
 
     Arguments:
         groups: the groups by name.
@@ -24,7 +24,7 @@ class Queues:
 
     def __init__(self, groups: dict[str, Group]) -> None:
         self._groups = groups
-        #: Jobs for the worker itself, which have no children to wait for.
+        #: Jobs for the worker itself, which need no child.
         self._local: deque[Job] = deque()
 
     def __bool__(self) -> bool:
@@ -40,26 +40,25 @@ class Queues:
         return self._local if job.group is None else self._groups[job.group].waiting
 
     def add(self, job: Job) -> None:
-        """Put in `job`, which came last."""
+        """Add a new job."""
         self._of(job).append(job)
 
     def put_back(self, job: Job) -> None:
-        """Put in `job`, which has waited before: in order of arrival, also among others that lost
-        their children."""
+        """Put `job`, which has lost its child, back to its place in the order of arrival."""
         queue = self._of(job)
         queue.insert(sum(other.number < job.number for other in queue), job)
 
     def remove(self, job: Job) -> None:
-        """Take out `job`, which waits."""
+        """Take `job` out of its queue."""
         queue = self._of(job)
         if queue[0] is job:
-            # Most often.
+            # The common case.
             queue.popleft()
         else:
             queue.remove(job)
 
     def drop(self) -> list[Job]:
-        """Take out the jobs that were not accepted yet, and return them."""
+        """Take out and return the jobs that were not accepted yet."""
         dropped: list[Job] = []
         for queue in self._all():
             dropped += [job for job in queue if not job.accepted]
@@ -69,12 +68,12 @@ class Queues:
         return dropped
 
     def accepted(self) -> list[Job]:
-        """Return the jobs that wait again: they have lost their children."""
+        """Return the jobs that wait again because they have lost their children."""
         return [job for queue in self._all() for job in queue if job.accepted]
 
     def next_pair(self) -> tuple[Job, Child | None] | None:
-        """Return the job that has waited longest, of those that a child can have, and the child;
-        None for a job of the worker itself."""
+        """Return the job to begin next and its child: of the jobs that a child can have, the first
+        that arrived. A job of the worker itself has no child."""
         best: tuple[Job, Child | None] | None = (self._local[0], None) if self._local else None
         for group in self._groups.values():
             if group.waiting and group.available:
@@ -85,30 +84,30 @@ class Queues:
 
 
 def _pair(group: Group) -> tuple[Job, Child] | None:
-    """Return the first job that waits in `group` and the child that is to have it.
+    """Return the first job of `group` that a child can have, and the child.
 
-    No child has two jobs of one id at a time (a message may be delivered again while its job goes
-    on): nobody could tell their replies apart. One that is to be alone has a child without another
-    job, or those behind it wait too: there would never be such a child.
+    A child never has two jobs of one id: their replies would look the same. (A message may be
+    delivered again while its job runs.) An isolated job blocks the queue until a child is empty:
+    otherwise no child might ever be.
     """
     for job in group.waiting:
         for child in reversed(group.available):
-            if _may_have(child, job):
+            if _can_have(child, job):
                 return job, child
         if job.isolated:
             break
     return None
 
 
-def _may_have(child: Child, job: Job) -> bool:
+def _can_have(child: Child, job: Job) -> bool:
     if job.task_id in child.jobs or (job.isolated and child.jobs):
         return False
     return _knows(child, job.task_name)
 
 
 def _knows(child: Child, task_name: str) -> bool:
-    """Return whether `child` does the task as well as others of its group: a task that only others
-    have announced, which may be of a newer program, is theirs."""
+    """Return whether `child` does the task. If only other children of the group have announced it,
+    they may run a newer program, and the task is theirs. If no child has, each one does it."""
     return (
         not child.group.announces
         or task_name in child.tasks

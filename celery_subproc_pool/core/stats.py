@@ -1,7 +1,6 @@
-"""What a person may ask about the pool: the numbers of a group, and a row for each child.
+"""What an operator can ask about the pool: the numbers of a group, and a row for each child.
 
-Layer: above `records`. Must not import a clock, processes or Celery: it is told what time it is.
-All that it returns is plain, for JSON.
+All that is returned is plain, for JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ def group_facts(group: Group) -> dict[str, Any]:
     """Return what `inspect stats` says of `group`.
 
     Returns:
-        Counts; ``wait`` and ``run``, seconds of the latest `records.TIMES_REMEMBERED` jobs by the
+        Counts; ``wait`` and ``run``, seconds of the latest `counters.TIMES_REMEMBERED` jobs by the
         name of the percentile (``p50``), empty before the first job; and its children.
     """
     children = list(group.children.values())
@@ -32,13 +31,13 @@ def group_facts(group: Group) -> dict[str, Any]:
         "in_service": group.in_service,
         "cooling": group.backing_off,
         "states": dict(Counter(child.state.value for child in children)),
-        "jobs": group.jobs_done,
-        "throttled": group.throttled,
+        "jobs": group.counters.jobs_done,
+        "throttled": group.counters.throttled,
         "waiting": len(group.waiting),
-        "wait": _percentiles(group.waits),
-        "run": _percentiles(group.runs),
+        "wait": _percentiles(group.counters.waits),
+        "run": _percentiles(group.counters.runs),
         "unkillable": sum(child.unkillable for child in children),
-        "replaced": {cause.value: count for cause, count in group.replaced.items()},
+        "replaced": {cause.value: count for cause, count in group.counters.replaced.items()},
         "children": [
             {"pid": child.pid, "state": child.state.value, "jobs": child.jobs_done}
             for child in children
@@ -52,13 +51,12 @@ def writes(groups: Iterable[Group], active: int) -> dict[str, Any]:
 
     Arguments:
         groups: all of them.
-        active: how many children have still to read the rest of one.
+        active: how many children have not read the rest of a request yet.
 
     Returns:
-        ``total``; for each place of the groups, in their order, how many (``raw``) and which share
-        of all (``all``), and the mean of the shares (``avg``); ``strategy``, which is always that
-        of ``-O fair``; and ``inqueues``, how many children there are to write to, and how many are
-        ``active``.
+        ``total``; for each slot, in the order of groups, the number (``raw``) and the fraction of
+        the total (``all``); the mean of the fractions (``avg``); ``strategy``, always that of
+        ``-O fair``; and ``inqueues``: how many children serve, and how many are ``active``.
     """
     groups = list(groups)
     children = [child for group in groups for child in list(group.children.values())]
@@ -67,7 +65,7 @@ def writes(groups: Iterable[Group], active: int) -> dict[str, Any]:
         counts[child.slot] += child.jobs_begun
     slots = [slot for group in groups for slot in list(group.slots)]
     numbers = [slot.jobs_begun + counts[slot] for slot in slots]
-    total = sum(group.jobs_begun for group in groups) + sum(counts.values())
+    total = sum(group.counters.jobs_begun for group in groups) + sum(counts.values())
     shares = [number / total if total else 0.0 for number in numbers]
     return {
         "total": total,
@@ -83,7 +81,7 @@ def _percentiles(seconds: Iterable[float]) -> dict[str, float]:
     values = list(seconds)
     if not values:
         return {}
-    # One value alone has no quantiles.
+    # A single value has no quantiles.
     cuts = statistics.quantiles(values if values[1:] else values * 2, n=100, method="inclusive")
     return {f"p{percent}": round(cuts[percent - 1], 6) for percent in PERCENTILES}
 
@@ -99,11 +97,10 @@ def rows(
         memory_of: returns a child's resident memory, in bytes.
 
     Returns:
-        In the order of groups and slots. ``age`` is in seconds, ``rss`` in bytes; ``task`` is None
-        or the ``name``, ``id`` and ``seconds`` of the job that it has, the first of as many as are
-        ``in_flight``; ``name`` is what it calls itself, or None; ``last_exit`` is None or the
-        ``pid`` of the last child of the slot that was given up, how many ``seconds`` ago, and the
-        ``reason``.
+        In the order of groups and slots. ``age`` is in seconds, ``rss`` in bytes. ``task`` is the
+        ``name``, ``id`` and ``seconds`` of its first job, or None; it has ``in_flight`` jobs.
+        ``name`` is the name that the child gave itself, or None. ``last_exit`` is the latest child
+        that the slot lost, or None: its ``pid``, the ``reason``, and how many ``seconds`` ago.
     """
     return [
         _row(group, slot, child, now, memory_of)
@@ -147,13 +144,13 @@ def _task(child: Child, now: float) -> dict[str, Any] | None:
     job = next(iter(_held(child)), None)
     if job is None:
         return None
-    # While its tracer prepares the request, the child has not begun it.
+    # The child has not begun it while its tracer prepares the request.
     seconds = now - job.begun_at if job.state is JobState.SENT else 0.0
     return {"name": job.task_name, "id": job.task_id, "seconds": round(seconds, 3)}
 
 
 def _held(child: Child) -> list[Job]:
-    """Return what `child` has in hand: also what it has still to end."""
+    """Return the jobs that `child` has, those that it has still to end included."""
     return [job for job in child.jobs.values() if child.serves or job.state is JobState.SENT]
 
 

@@ -190,7 +190,7 @@ class Performer:
 
     def _measure(self, action: actions.Measure) -> None:
         memory = self._processes.memory_of(action.child)
-        self._loop.tell(self._scheduler.measured, action.child, memory)
+        self._loop.note(self._scheduler.measured, action.child, memory)
 
     def _forget(self, action: actions.Forget) -> None:
         self._processes.forget(action.child, action.leaves, self._scheduler.stopping)

@@ -53,7 +53,7 @@ def replaced(report: Report, facts: ChildFacts | None, programs: Sequence[str]) 
         _name(child),
         report.reason,
         _jobs(report.jobs),
-        "; it may still finish the jobs that it has begun" if child.drains else "",
+        "; it may still finish the jobs that it has begun" if child.draining else "",
         f"; pid {old.pid}, which it was to replace, goes on serving" if old and goes_on else "",
         f"; the next one starts in {report.delay:.1f} s; {_strength(child.group)}"
         if report.delay

@@ -44,7 +44,7 @@ class RunningChild:
     every job something.
 
     - `open_line`, set once, quotes the line that the child has begun and not ended;
-    - `near_greeting` says what is wrong with output that looks like a greeting.
+    - `bad_greeting` says what is wrong with output that looks like a greeting.
 
     Arguments:
         child: the scheduler's view of it.
@@ -100,7 +100,7 @@ class RunningChild:
                 greeting = decode_greeting(line)
                 if greeting is None:
                     self._log([printable(line.decode(errors="replace"))])
-                    self.child.near_greeting = around_greeting(line) or self.child.near_greeting
+                    self.child.bad_greeting = around_greeting(line) or self.child.bad_greeting
                 else:
                     yield greeting
             else:

@@ -21,8 +21,8 @@ from celery_subproc_pool.core.actions import (
     Resolve,
     Spawn,
 )
-from celery_subproc_pool.core.crashes import CRASHES_REMEMBERED
-from celery_subproc_pool.core.lifecycle import STARTUP_GRACE
+from celery_subproc_pool.core.booting import STARTUP_GRACE
+from celery_subproc_pool.core.crashes import CRASHES_REMEMBERED, Crashes
 from celery_subproc_pool.core.model import Cause, Child, ChildState, Exit, Job, JobState
 from celery_subproc_pool.core.outcomes import Answered, Lost
 from celery_subproc_pool.wire.messages import Ok
@@ -77,7 +77,7 @@ def test_a_successor_boots_during_a_childs_last_job() -> None:
         Accept(waiting, successor, 0.0),
     ]
     assert world.tell(world.scheduler.exited, child, 0, READ_ALL) == [Forget(child)]
-    assert world.scheduler.groups["a"].replaced == {Cause.RECYCLED: 1}
+    assert world.scheduler.groups["a"].counters.replaced == {Cause.RECYCLED: 1}
     assert world.tell(world.scheduler.finish, job) == [Finished(job)]
 
 
@@ -480,15 +480,14 @@ def test_a_good_end_takes_it_all_back() -> None:
 
 
 def test_only_so_many_are_remembered() -> None:
-    world = World(a=kind(max_crashes=2))
-    crash(world, "first")
-    crash(world, "second")
-    crashes = world.scheduler._crashes
-    [child] = world.children()
-    for number in range(CRASHES_REMEMBERED - 2):
-        crashes.count(Job(str(number), "it", "a"), child)
-    crash(world, "last")
-    assert [crash(world, name).crashes for name in ("second", "first")] == [2, 0]
+    _, child = World(a=kind(max_crashes=2)).send()
+    crashes = Crashes()
+
+    def count(task_id: str) -> int:
+        return crashes.count(Job(task_id, "it", "a"), child)
+
+    assert {count(str(number)) for number in range(CRASHES_REMEMBERED + 1)} == {0}
+    assert [count(task_id) for task_id in ("1", "0")] == [2, 0]
 
 
 def test_a_crash_while_the_worker_stops_is_the_workers_doing() -> None:
@@ -531,7 +530,7 @@ def test_a_restart_replaces_all_children_few_at_a_time() -> None:
         assert world.started[-1] is successor
         assert child.slot.last_exit == Exit(child.pid, "the pool is restarted", 0.0)
     assert not [action for action in actions if isinstance(action, Spawn)]
-    assert group.replaced == {Cause.RECYCLED: 4}
+    assert group.counters.replaced == {Cause.RECYCLED: 4}
 
 
 def test_a_restart_interrupts_no_job() -> None:
@@ -619,7 +618,7 @@ def test_a_child_that_has_to_be_killed_leaves_nothing() -> None:
     world.tell(world.scheduler.ready, successor_of(child), READY, None)
     for signum in (signal.SIGTERM, signal.SIGKILL):
         assert child.in_order
-        assert world.at(child.deadline or 0.0) == [Kill(child, signum)]
+        assert world.at(child.stop_deadline or 0.0) == [Kill(child, signum)]
     assert world.tell(world.scheduler.exited, child, -9, READ_ALL) == [Forget(child, leaves=False)]
 
 

@@ -26,9 +26,10 @@ from celery_subproc_pool.core.actions import (
     Unkillable,
     Write,
 )
-from celery_subproc_pool.core.lifecycle import BACKOFF_LAST, KILL_PATIENCE, STARTUP_GRACE
+from celery_subproc_pool.core.booting import EOF_GRACE, STARTUP_GRACE
+from celery_subproc_pool.core.ending import HOLD
+from celery_subproc_pool.core.exits import HELD
 from celery_subproc_pool.core.model import (
-    TRANSITIONS,
     Cause,
     Child,
     ChildState,
@@ -45,7 +46,11 @@ from celery_subproc_pool.core.outcomes import (
     TimedOut,
     describe_exit,
 )
-from celery_subproc_pool.core.scheduler import EOF_GRACE, HELD, HOLD, LATE, Scheduler
+from celery_subproc_pool.core.scheduler import Scheduler
+from celery_subproc_pool.core.spawning import BACKOFF_LAST
+from celery_subproc_pool.core.states import CHILD_TRANSITIONS
+from celery_subproc_pool.core.stopping import KILL_PATIENCE
+from celery_subproc_pool.core.timers import LATE
 from celery_subproc_pool.errors import TransitionError
 from celery_subproc_pool.wire.messages import CancelReason, Ok, Progress, Ready
 from tests.support.world import (
@@ -74,18 +79,18 @@ def test_a_child_moves_as_the_table_says_and_no_other_way(
     world = World(a=kind())
     child = Child(world.scheduler.groups["a"], world.slots()[0], 1)
     child.state = source
-    if target in TRANSITIONS[source]:
-        world.scheduler._children.move(child, target)
+    if target in CHILD_TRANSITIONS[source]:
+        child.move(target)
         assert child.state == target
     else:
         with pytest.raises(TransitionError, match=f"can't become {target.value}"):
-            world.scheduler._children.move(child, target)
+            child.move(target)
         assert child.state is source
 
 
 def test_every_state_is_in_the_table() -> None:
-    assert set(TRANSITIONS) == set(ChildState)
-    assert TRANSITIONS[ChildState.GONE] == frozenset()
+    assert set(CHILD_TRANSITIONS) == set(ChildState)
+    assert CHILD_TRANSITIONS[ChildState.GONE] == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -749,7 +754,7 @@ def test_revoking_by_the_signal_of_soft_limits_costs_a_child_that_goes_on_its_li
         Report(child, reason, (job,), 0.0),
         Spawn(new_child(actions)),
     ]
-    assert world.scheduler.groups["a"].replaced == {Cause.TERMINATED: 1}
+    assert world.scheduler.groups["a"].counters.replaced == {Cause.TERMINATED: 1}
     actions = world.tell(world.scheduler.exited, child, -15, READ_ALL)
     assert actions == [Overruled(job), Forget(child)]
 
@@ -760,7 +765,7 @@ def test_a_child_that_dies_of_the_signal_of_soft_limits_is_not_to_blame() -> Non
     world.tell(world.scheduler.terminate, job, signal.SIGUSR1)
     [report] = reports(world.tell(world.scheduler.exited, child, -signal.SIGUSR1, READ_ALL))
     assert (report.reason, report.delay) == ("it exited: signal 10 (SIGUSR1)", 0.0)
-    assert world.scheduler.groups["a"].replaced == {Cause.TERMINATED: 1}
+    assert world.scheduler.groups["a"].counters.replaced == {Cause.TERMINATED: 1}
 
 
 def test_another_signal_costs_a_child_its_life_at_once() -> None:
@@ -1009,7 +1014,7 @@ def test_a_stop_gives_up_when_all_places_of_a_group_have_been_tried() -> None:
 
 def test_a_stop_gives_up_jobs_of_a_pool_of_nobody() -> None:
     world, job = world_of_broken_boots()
-    world.scheduler.limit = 0
+    world.tell(world.scheduler.shrink, world.scheduler.limit)
     [end] = ends(world.tell(world.scheduler.close))
     assert end == Resolve(
         job,
@@ -1379,7 +1384,7 @@ def test_a_child_that_stops_in_the_midst_of_its_only_request_has_some_time_to_sa
     job, child = world.send()
     closed = world.now
     world.tell(world.scheduler.unwritten, child, "it closed its stdin", len(BOOT) + 1)
-    assert (child.drains, job.state) == (True, JobState.SENT)
+    assert (child.draining, job.state) == (True, JobState.SENT)
     assert kills(world.at(closed + STOP_TIMEOUT - 0.1)) == []
     assert kills(world.at(closed + STOP_TIMEOUT)) == [signal.SIGTERM]
     assert kills(world.at(closed + 2 * STOP_TIMEOUT)) == [signal.SIGKILL]
@@ -1389,7 +1394,7 @@ def test_a_child_that_has_read_its_request_has_as_long_as_that_takes() -> None:
     world = World(a=kind())
     job, child = world.send()
     world.tell(world.scheduler.unwritten, child, "it closed its stdin", READ_ALL)
-    assert (child.drains, job.state) == (True, JobState.SENT)
+    assert (child.draining, job.state) == (True, JobState.SENT)
     assert kills(world.at(world.now + 10 * STOP_TIMEOUT)) == []
 
 
@@ -1400,7 +1405,7 @@ def test_a_child_that_ends_its_jobs_and_is_killed_then_is_counted_once() -> None
     actions = world.at(world.now + 5.0)
     assert ends(actions) == [Resolve(job, TimedOut(5.0), child)]
     assert kills(actions) == [signal.SIGKILL]
-    assert world.scheduler.groups["a"].replaced == {Cause.EXITED: 1}
+    assert world.scheduler.groups["a"].counters.replaced == {Cause.EXITED: 1}
 
 
 def test_an_idle_child_that_is_found_closed_is_replaced() -> None:

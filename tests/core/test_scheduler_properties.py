@@ -41,7 +41,7 @@ BIG = 2**20
 HELD = (JobState.RESERVED, JobState.SENT, JobState.ANSWERED)
 PICK = st.integers(0, 1000)
 
-Event = Callable[..., list[Action]]
+Event = Callable[..., list[Action] | None]
 
 
 class Process:
@@ -154,7 +154,7 @@ class World(RuleBasedStateMachine):
     # -- how events are told, and actions performed
 
     def note(self, event: Event, *arguments: Any) -> None:
-        self.keep(event(*arguments, self.now))
+        self.keep(event(*arguments, self.now) or [])
 
     def keep(self, actions: list[Action]) -> None:
         for action in actions:
@@ -657,7 +657,7 @@ class World(RuleBasedStateMachine):
             early = [
                 slot
                 for slot in group.slots
-                if slot.successor is not None and slot.child is not None and not slot.child.spent
+                if slot.successor and slot.child and not slot.child.max_jobs_reached
             ]
             # A group may have shrunk since.
             assert len(early) <= max(1, max(len(group.slots), 5) // 4)
@@ -675,7 +675,8 @@ class World(RuleBasedStateMachine):
             found += [slot.spawn_at for slot in group.slots]
             found += [job.deadline for job in group.waiting if job.accepted]
             for child in group.children.values():
-                found += [child.deadline, child.startup_grace_until, child.max_age_at]
+                found += [child.boot_deadline, child.stop_deadline]
+                found += [child.startup_grace_until, child.max_age_at]
                 for job in child.jobs.values() if child.state is ChildState.BUSY else ():
                     found += [job.deadline, job.soft_deadline, job.silence_deadline, job.kill_at]
         return [deadline for deadline in found if deadline is not None]

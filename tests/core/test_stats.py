@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from celery.concurrency.asynpool import SCHED_STRATEGY_FAIR, AsynPool
 
-from celery_subproc_pool.core.model import TIMES_REMEMBERED, Child
+from celery_subproc_pool.core.counters import TIMES_REMEMBERED
+from celery_subproc_pool.core.model import Child
 from celery_subproc_pool.core.stats import group_facts, rows, writes
 from celery_subproc_pool.wire.messages import Ok, Ready, Throttled
 from tests.support.world import READ_ALL, World, kind
@@ -50,8 +51,8 @@ def test_times_are_of_waiting_and_of_running() -> None:
 def test_percentiles_are_those_of_the_latest_jobs() -> None:
     world = World(a=kind(1))
     group = world.scheduler.groups["a"]
-    group.runs.extend([1000.0] * 500)
-    group.runs.extend(range(TIMES_REMEMBERED))
+    for seconds in ([1000.0] * 500) + [float(number) for number in range(TIMES_REMEMBERED)]:
+        group.counters.count_run(seconds, throttled=False)
     facts = group_facts(group)
     assert facts["run"] == {
         "p50": pytest.approx(500, abs=2),

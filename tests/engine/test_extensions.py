@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 
 from celery_subproc_pool.core import actions, model, outcomes
-from celery_subproc_pool.core.lifecycle import Children
-from celery_subproc_pool.core.limits import Alarm
+from celery_subproc_pool.core.scheduler import Scheduler
 from celery_subproc_pool.settings import ChildSettings
 from celery_subproc_pool.wire import messages
 from celery_subproc_pool.wire.messages import CancelReason
@@ -512,9 +511,11 @@ def test_the_log_warns_of_an_odd_greeting(
     ready: dict[str, Any], takes_tasks: bool, says: list[str]
 ) -> None:
     settings = ChildSettings(argv=("true",), handshake=True, max_in_flight=9)
-    group = model.Group("a", settings, 1)
-    child = model.Child(group, group.slots[0], 1)
+    scheduler = Scheduler({"a": model.Group("a", settings, 1)}, 1)
+    [spawn] = scheduler.start(0.0)
+    assert isinstance(spawn, actions.Spawn)
+    child = spawn.child
     greeting = messages.Ready(protocol=1, **{"features": ("multiplex",), **ready})
-    Children({"a": group}, Alarm(), lambda: 0.5).spawned(child, 7, 0.0)
-    Children({"a": group}, Alarm(), lambda: 0.5).ready(child, greeting, None, 0.0)
+    scheduler.spawned(child, 7, 0.0)
+    scheduler.ready(child, greeting, None, 0.0)
     assert list(complaints(child, takes_tasks)) == says

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from celery_subproc_pool.core.actions import CloseStdin, Kill, Resolve, Write
+from celery_subproc_pool.core.booting import EOF_GRACE
 from celery_subproc_pool.core.model import Child, ChildState, Job, JobState
 from celery_subproc_pool.core.outcomes import Answered, Faulted, Lost, TimedOut
-from celery_subproc_pool.core.scheduler import EOF_GRACE
 from celery_subproc_pool.errors import ProtocolFault
 from celery_subproc_pool.wire.messages import (
     Fatal,

@@ -12,9 +12,9 @@ import pytest
 
 from celery_subproc_pool.core import actions, model, outcomes
 from celery_subproc_pool.core.actions import CloseStdin, Healed, Resolve, Write
+from celery_subproc_pool.core.booting import EOF_GRACE
 from celery_subproc_pool.core.model import Child, ChildState, Job, JobState
 from celery_subproc_pool.core.outcomes import Answered, Lost, TimedOut
-from celery_subproc_pool.core.scheduler import EOF_GRACE
 from celery_subproc_pool.wire import messages
 from celery_subproc_pool.wire.messages import Error, Ok, Progress, Ready
 from tests.support.basics import DEADLINE, wait_for
@@ -69,7 +69,7 @@ def test_a_child_that_takes_no_more_requests_drains() -> None:
     [report] = reports(actions)
     assert report.jobs == (*jobs, fourth)
     assert ends(actions) == kills(actions) == []
-    assert (child.state, child.drains) == (ChildState.BUSY, True)
+    assert (child.state, child.draining) == (ChildState.BUSY, True)
     assert child not in world.scheduler.groups["a"].available
     # Another child has the fourth: as if it had never been written.
     assert fourth.state is JobState.QUEUED
@@ -87,7 +87,7 @@ def test_a_child_that_takes_no_more_requests_drains() -> None:
     assert actions[-1] == CloseStdin(child)
     assert (child.state, child.jobs, child.jobs_done) == (ChildState.STOPPING, {}, 3)
     assert reports(world.tell(world.scheduler.exited, child, 0, READ_ALL)) == []
-    assert world.scheduler.groups["a"].replaced == {model.Cause.EXITED: 1}
+    assert world.scheduler.groups["a"].counters.replaced == {model.Cause.EXITED: 1}
 
 
 def test_limits_go_on_while_a_child_drains() -> None:
@@ -108,7 +108,7 @@ def test_a_draining_child_that_exits_has_lost_what_it_has_not_answered() -> None
     ]
     assert second.state is JobState.ANSWERED
     assert reports(actions) == []
-    assert world.scheduler.groups["a"].replaced == {model.Cause.EXITED: 1}
+    assert world.scheduler.groups["a"].counters.replaced == {model.Cause.EXITED: 1}
 
 
 def test_the_one_job_that_a_draining_child_has_left_is_to_blame_for_its_end() -> None:
@@ -130,8 +130,8 @@ def test_requests_unread_when_a_child_closes_its_stdin_are_requeued_at_once() ->
         JobState.QUEUED,
     ]
     assert list(world.scheduler.groups["a"].waiting) == [second, third]
-    assert child.drains
-    assert child.deadline is None
+    assert child.draining
+    assert child.stop_deadline is None
 
 
 def test_a_child_that_has_read_nothing_has_nothing_to_drain() -> None:
@@ -139,14 +139,14 @@ def test_a_child_that_has_read_nothing_has_nothing_to_drain() -> None:
     actions = world.note(world.scheduler.unwritten, child, "it closed its stdin", READ_NOTHING)
     assert ends(actions) == []
     assert {job.state for job in jobs} == {JobState.QUEUED}
-    assert (child.state, child.drains) == (ChildState.STOPPING, False)
+    assert (child.state, child.draining) == (ChildState.STOPPING, False)
 
 
 def test_half_a_request_is_not_waited_for_beyond_the_time_to_stop() -> None:
     world = World(a=kind())
     job, child = world.send()
     world.note(world.scheduler.unwritten, child, "it closed its stdin", READ_ONE - 1)
-    assert child.drains
+    assert child.draining
     assert kills(world.at(STOP_TIMEOUT)) == [signal.SIGTERM]
     reply = Error(message="half of it is missing")
     actions = world.tell(world.scheduler.replied, child, reply)
@@ -160,8 +160,8 @@ def test_a_draining_child_that_breaks_the_protocol_is_killed_and_counted_once() 
     actions = world.tell(world.scheduler.faulted, child, "not JSON")
     assert [end.job for end in ends(actions) if isinstance(end, Resolve)] == jobs
     assert kills(actions) == [signal.SIGKILL]
-    assert (child.state, child.drains) == (ChildState.STOPPING, False)
-    assert world.scheduler.groups["a"].replaced == {model.Cause.EXITED: 1}
+    assert (child.state, child.draining) == (ChildState.STOPPING, False)
+    assert world.scheduler.groups["a"].counters.replaced == {model.Cause.EXITED: 1}
 
 
 def test_a_draining_child_that_closes_its_stdout_can_answer_no_more() -> None:

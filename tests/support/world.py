@@ -16,7 +16,7 @@ from celery_subproc_pool.core.actions import (
     Started,
     Write,
 )
-from celery_subproc_pool.core.lifecycle import STARTUP_GRACE
+from celery_subproc_pool.core.booting import STARTUP_GRACE
 from celery_subproc_pool.core.model import (
     Child,
     Group,
@@ -26,6 +26,9 @@ from celery_subproc_pool.core.model import (
 from celery_subproc_pool.core.scheduler import Scheduler
 from celery_subproc_pool.settings import ChildSettings
 from celery_subproc_pool.wire.messages import Ready
+
+#: An event of the scheduler's. Some have no consequences until jobs are dispatched.
+Event = Callable[..., list[Action] | None]
 
 STOP_TIMEOUT = 10.0
 
@@ -85,7 +88,7 @@ class World:
                 todo.extend(self._spawn(action.child))
             elif isinstance(action, Write) and self.writes == "written":
                 job, child = action.job, action.child
-                todo.extend(self.scheduler.written(child, job, len(BOOT), self.now))
+                self.scheduler.written(child, job, len(BOOT), self.now)
             elif isinstance(action, Write):
                 event: Callable[..., list[Action]] = getattr(self.scheduler, self.writes)
                 read = [READ_NOTHING] if self.writes == "unwritten" else []
@@ -99,16 +102,16 @@ class World:
         child.has_read = not self.children_boot_slowly
         return self.scheduler.spawned(child, self.last_pid, self.now)
 
-    def note(self, event: Callable[..., list[Action]], *arguments: Any) -> list[Action]:
+    def note(self, event: Event, *arguments: Any) -> list[Action]:
         """One event, and what is done about it at once."""
-        return self.perform(event(*arguments, self.now))
+        return self.perform(event(*arguments, self.now) or [])
 
     def turn(self) -> list[Action]:
         """The end of a turn."""
         due = self.perform(self.scheduler.tick(self.now))
         return due + self.perform(self.scheduler.dispatch(self.now))
 
-    def tell(self, event: Callable[..., list[Action]], *arguments: Any) -> list[Action]:
+    def tell(self, event: Event, *arguments: Any) -> list[Action]:
         """One event that is alone in its turn."""
         return self.note(event, *arguments) + self.turn()
 

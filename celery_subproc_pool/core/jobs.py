@@ -1,0 +1,244 @@
+"""What a job goes through: the queue, its child, its end.
+
+The only writer of `Job`, apart from its deadlines (`limits`). `states.JOB_TRANSITIONS` says which
+state may follow which.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from ..wire.messages import CancelReason
+from . import service
+from .actions import Accept, Action, Finished, Overruled, Resolve, Write
+from .crashes import Crashes
+from .limits import Alarm, Limits
+from .model import Child, Group, Job, JobState
+from .outcomes import Dropped, Lost, Outcome, TimedOut
+from .queues import Queues
+
+__all__ = ("MAX_REQUEUES", "Jobs", "overruled")
+
+#: How many children may end before they have read a job, until the job is given up.
+MAX_REQUEUES = 3
+
+
+class Jobs:
+    """The jobs of this worker.
+
+    Arguments:
+        groups: the groups by name.
+        limit: how many jobs may be open at a time, in all groups together.
+        alarm: is set to when jobs may be handed out again.
+        limits: keeps the jobs' deadlines.
+    """
+
+    def __init__(self, groups: dict[str, Group], limit: int, alarm: Alarm, limits: Limits) -> None:
+        self.limit = limit
+        #: How many jobs are RESERVED, SENT or ANSWERED.
+        self.open = 0
+        self._alarm = alarm
+        self._limits = limits
+        self._queues = Queues(groups)
+        self._crashes = Crashes()
+        self._arrived = 0
+        #: Until when no job is handed out.
+        self._held_until: float | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether no job is open or waits."""
+        return not self.open and not self._queues
+
+    # -- the queue
+
+    def add(self, job: Job, now: float) -> None:
+        """Queue a new job."""
+        self._arrived += 1
+        job.number = self._arrived
+        job.submitted_at = now
+        job.isolated = self._crashes.is_suspect(job)
+        self._queues.add(job)
+
+    @staticmethod
+    def refuse(job: Job) -> Resolve:
+        """Drop a job that is in no queue."""
+        job.move(JobState.CLOSED)
+        return Resolve(job, Dropped(), None)
+
+    def drop(self) -> list[Action]:
+        """Drop the jobs that were not accepted yet, and hold none back any more."""
+        self._held_until = None
+        return [self.refuse(job) for job in self._queues.drop()]
+
+    def hold(self, until: float) -> None:
+        """Hand out no job until `until`, or until `drop`."""
+        self._held_until = until
+        self._alarm.set(until)
+
+    def next_pair(self) -> tuple[Job, Child | None] | None:
+        """Return the job to begin next and its child; None if there is none, or none may begin."""
+        if self.open >= self.limit or self._held_until is not None:
+            return None
+        return self._queues.next_pair()
+
+    def tick(self, now: float) -> list[Action]:
+        """Close jobs whose hard limit is over while they wait for another child."""
+        if self._held_until is not None and now >= self._held_until:
+            self._held_until = None
+        self._alarm.set(self._held_until)
+        actions: list[Action] = []
+        for job in self._queues.accepted():
+            if job.deadline is not None and now >= job.deadline:
+                actions.append(self.resolve(job, TimedOut(job.timeout or 0.0)))
+            else:
+                self._alarm.set(job.deadline)
+        return actions
+
+    # -- with a child
+
+    def reserve(self, job: Job, child: Child | None, now: float) -> list[Action]:
+        """Give `job`, which waits, to `child`; None is the worker itself."""
+        self._queues.remove(job)
+        self.open += 1
+        job.move(JobState.RESERVED)
+        actions: list[Action] = []
+        if child is not None:
+            job.child = child
+            service.take(child, job)
+            child.group.counters.count_wait(now - job.submitted_at)
+            if job.accepted:
+                self._limits.watch(job)
+            else:
+                self._limits.start(job, child, now)
+            if job.request is not None:
+                actions.append(Write(child, job))
+        if not job.accepted:
+            job.accepted = True
+            actions.append(Accept(job, child, now))
+        return actions
+
+    @staticmethod
+    def provide(job: Job, request: bytes) -> list[Action]:
+        """Note the request of `job`, and write it if the job waits for that."""
+        job.request = request
+        if job.state is not JobState.RESERVED or job.child is None:
+            return []
+        return [Write(job.child, job)]
+
+    def sent(self, job: Job, child: Child, offset: int, now: float) -> None:
+        """The request of `job` was written to `child`, after `offset` other bytes."""
+        job.move(JobState.SENT)
+        job.begun_at = now
+        job.offset = offset
+        self._limits.hear(job, child, now)
+
+    def cancel(
+        self, job: Job, child: Child, reason: CancelReason, grace: float, since: str, now: float
+    ) -> None:
+        """Note that `child` has `grace` seconds to end `job`, since what is said, or as long as it
+        had before."""
+        if job.kill_at is None:
+            service.suspend(child)
+        self._limits.give_grace(job, now + grace)
+        job.cancelled = reason
+        job.grace_given = f"for {grace:g} s after {since} ({reason.value})"
+
+    # -- back to the queue
+
+    @staticmethod
+    def take_back_unread(child: Child, read: int) -> None:
+        """Note which requests `child` has not read a byte of: they were as good as never written.
+
+        Arguments:
+            child: a child that will read no more.
+            read: how many bytes it has read.
+        """
+        for job in child.jobs.values():
+            if job.state is JobState.SENT and job.offset >= read:
+                job.move(JobState.RESERVED)
+
+    def take_back(self, child: Child) -> list[Action]:
+        """Put the jobs that `child` has not begun back into the queue."""
+        actions: list[Action] = []
+        for job in tuple(child.jobs.values()):
+            if job.state is JobState.RESERVED:
+                service.take_away(child, job)
+                actions += self._requeue(job)
+        return actions
+
+    def _requeue(self, job: Job) -> list[Action]:
+        """Put `job` back to its old place in the queue. Its time limits go on.
+
+        After several children, give it up: all may be broken, or the job is the cause.
+        """
+        job.requeues += 1
+        if job.requeues > MAX_REQUEUES:
+            reason = f"{job.requeues} children in a row ended before they had read the job"
+            return [self.resolve(job, Lost(None, reason))]
+        self.open -= 1
+        job.move(JobState.QUEUED)
+        job.child = job.cancelled = None
+        self._limits.detach(job)
+        self._queues.put_back(job)
+        return []
+
+    # -- the end
+
+    def answer(self, job: Job, outcome: Outcome) -> Resolve:
+        """Give `outcome`, in which its child had a part, to the tracer of `job`."""
+        child = job.child
+        self._crashes.clear(job)
+        if job.traced_here:
+            job.move(JobState.ANSWERED)
+            self._part(job)
+        else:
+            self._close(job)
+        return Resolve(job, outcome, child)
+
+    def resolve(self, job: Job, outcome: Outcome) -> Resolve:
+        """Close `job` with an outcome that its tracer has no part in.
+
+        The job stays in `Child.jobs`: the caller releases or replaces the child.
+        """
+        child = job.child
+        self._close(job)
+        return Resolve(job, outcome, child)
+
+    def finish(self, job: Job) -> Finished:
+        """Close `job`: its tracer is through."""
+        self._close(job)
+        return Finished(job)
+
+    def _close(self, job: Job) -> None:
+        if job.state is JobState.QUEUED:
+            self._queues.remove(job)
+        else:
+            self.open -= 1
+        job.move(JobState.CLOSED)
+        self._part(job)
+
+    def _part(self, job: Job) -> None:
+        job.child = None
+        self._limits.clear(job)
+
+    def lose(self, child: Child, lost: Lost, count_crash: bool) -> list[Action]:
+        """Close the jobs of `child`, which is gone.
+
+        Arguments:
+            child: the child; it has begun its jobs, or the worker stops.
+            lost: the outcome of each.
+            count_crash: whether its end counts as a crash by its jobs.
+        """
+        actions: list[Action] = []
+        for job in child.jobs.values():
+            if job.state in (JobState.RESERVED, JobState.SENT):
+                crashes = self._crashes.count(job, child) if count_crash else 0
+                actions.append(self.resolve(job, replace(lost, crashes=crashes)))
+            actions += overruled(job)
+        return actions
+
+
+def overruled(job: Job) -> list[Action]:
+    """Return that `job` has ended in its child too, if it had been revoked before."""
+    return [Overruled(job)] if job.cancelled is CancelReason.REVOKED else []
