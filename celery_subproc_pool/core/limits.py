@@ -26,6 +26,10 @@ class Alarm:
         #: Nothing is due before this; None: nothing is due at all.
         self.deadline: float | None = None
 
+    def clear(self) -> None:
+        """Nothing is due, as far as is known: what is due is to be set anew."""
+        self.deadline = None
+
     def set(self, deadline: float | None) -> None:
         """Note that something is due at `deadline`; None is never."""
         if deadline is not None and (self.deadline is None or deadline < self.deadline):

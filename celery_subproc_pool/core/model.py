@@ -12,24 +12,26 @@ limits
 queues
     `Group.waiting`.
 service
-    `Child.jobs`, `ended`, `pending_cancels`; `Group.available`. It also moves a child that
-    serves, and ends the three timers of a child that leaves service.
+    `Child.jobs`, `ended`, `pending_cancels`; `Group.available`. `Child.state`, of a child that
+    enters or leaves service. It ends the timers of a child that leaves: `boot_deadline`,
+    `startup_grace_until`, `max_age_at`.
 slots
     `Slot.child`, `successor`, `jobs_begun`, `last_exit`; `Group.slots`, `children`, `successors`.
 spawning
     `Slot.spawn_at`, `failures`; `Group.degraded`, `failure`.
 booting
-    `Child.pid`, `spawned_at`, what the child announced, `proven`, `has_read`, `seen_unread`;
-    `Group.announces`, `tells_progress`, `came_up`. Timers: `boot_deadline`, `startup_grace_until`.
+    What the child announced: `Child.name`, `tasks`, `features`, `unknown_features`, `capacity`.
+    `Child.pid`, `spawned_at`, `proven`, `has_read`, `seen_unread`, `boot_deadline`,
+    `startup_grace_until`; `Group.announces`, `tells_progress`, `came_up`.
 recycling
-    `Child.jobs_begun`, `jobs_done`, `recycle_factor`, `recycle_after_jobs`, `recycle_reason`. A
-    timer: `max_age_at`.
+    `Child.jobs_begun`, `jobs_done`, `recycle_factor`, `recycle_after_jobs`, `recycle_reason`,
+    `max_age_at`.
 stopping
     `Child.stop_deadline`, `terminating`, `killed`, `unkillable`.
 replacing
     `Child.reason`, `draining`.
 exits
-    Moves a child that is gone.
+    `Child.state`, of a child that is gone.
 scheduler
     `Group.boot`, by the event `change_boot`.
 

@@ -59,7 +59,7 @@ class Timers:
             return []
         if now - alarm.deadline > LATE:
             self._time_limits.excuse_silence(children_of(self._groups), now)
-        alarm.deadline = None
+        alarm.clear()
         actions: list[Action] = []
         for child in children_of(self._groups):
             actions += self._tick_child(child, now)

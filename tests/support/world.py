@@ -25,7 +25,7 @@ from celery_subproc_pool.core.model import (
 )
 from celery_subproc_pool.core.scheduler import Scheduler
 from celery_subproc_pool.settings import ChildSettings
-from celery_subproc_pool.wire.messages import Ready
+from celery_subproc_pool.wire.messages import Ok, Ready
 
 #: An event of the scheduler's. Some have no consequences until jobs are dispatched.
 Event = Callable[..., list[Action] | None]
@@ -165,3 +165,36 @@ def reports(actions: list[Action]) -> list[Report]:
 def new_child(actions: list[Action]) -> Child:
     (spawn,) = (action for action in actions if isinstance(action, Spawn))
     return spawn.child
+
+
+#: As many as their group lets them have.
+MANY = Ready(protocol=1, features=("multiplex", "cancel", "progress"))
+
+
+def world_of_many(size: int | None, most: int, limit: int = 10, **settings: Any) -> World:
+    """A world whose children have said that they are ready, and may have `most` jobs each."""
+    settings = {"handshake": True, "max_in_flight": most, **settings}
+    world = World(limit=limit, a=kind(size, **settings))
+    for child in world.children():
+        world.tell(world.scheduler.ready, child, MANY, None)
+    return world
+
+
+def world_of(size: int = 1, **settings: Any) -> World:
+    """A world of one group whose children say when they are ready, and are."""
+    world = World(a=kind(size, handshake=True, **settings))
+    for child in world.children():
+        world.tell(world.scheduler.ready, child, READY, None)
+    return world
+
+
+def do(world: World, name: str = "x", **reply: Any) -> tuple[Child, list[Action]]:
+    """A job from its arrival to its end."""
+    job, child = world.send(name)
+    actions = world.tell(world.scheduler.replied, child, Ok(**reply))
+    return child, actions + world.tell(world.scheduler.finish, job)
+
+
+def successor_of(child: Child) -> Child:
+    assert child.slot.successor is not None
+    return child.slot.successor
