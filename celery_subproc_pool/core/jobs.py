@@ -98,7 +98,7 @@ class Jobs:
     # -- with a child
 
     def reserve(self, job: Job, child: Child | None, now: float) -> list[Action]:
-        """Give `job`, which waits, to `child`; None is the worker itself."""
+        """Give `job`, which waits, to `child`. A job of the worker itself has no child."""
         self._queues.remove(job)
         self.open += 1
         job.move(JobState.RESERVED)
@@ -136,8 +136,16 @@ class Jobs:
     def cancel(
         self, job: Job, child: Child, reason: CancelReason, grace: float, since: str, now: float
     ) -> None:
-        """Note that `child` has `grace` seconds to end `job`, since what is said, or as long as it
-        had before."""
+        """Note that `child` has to end `job`.
+
+        Arguments:
+            job: the job.
+            child: the child; it gets no new job meanwhile.
+            reason: why.
+            grace: how many seconds it has. If it was told before, it gets no more time.
+            since: what the grace counts from, in words.
+            now: the time.
+        """
         if job.kill_at is None:
             service.suspend(child)
         self._limits.give_grace(job, now + grace)
@@ -191,7 +199,8 @@ class Jobs:
         self._crashes.clear(job)
         if job.traced_here:
             job.move(JobState.ANSWERED)
-            self._part(job)
+            job.child = None
+            self._limits.clear(job)
         else:
             self._close(job)
         return Resolve(job, outcome, child)
@@ -216,9 +225,6 @@ class Jobs:
         else:
             self.open -= 1
         job.move(JobState.CLOSED)
-        self._part(job)
-
-    def _part(self, job: Job) -> None:
         job.child = None
         self._limits.clear(job)
 

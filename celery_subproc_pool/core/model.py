@@ -87,7 +87,7 @@ class Job(_Referable):
         timeout: the hard limit in seconds, from acceptance; None is none.
         soft_timeout: the soft limit in seconds, from acceptance; None is none.
         traced_here: whether a thread of the worker traces the job from the start and reports when
-            it is through. Otherwise the child traces it or nobody does.
+            it is through. Otherwise the child traces it, or it is not traced.
         retries: how often Celery has retried the task. A retry is another job with the same id.
     """
 
@@ -352,6 +352,9 @@ class Group:
 
     def __post_init__(self, size: int) -> None:
         self.slots.extend(Slot(number) for number in range(size))
+
+    def __repr__(self) -> str:
+        return f"<Group {self.name}>"
 
     @property
     def in_service(self) -> int:

@@ -64,8 +64,7 @@ class Shutdown:
     def _strand(self, group: Group) -> list[Action]:
         jobs = tuple(group.waiting)
         why, _, _ = group.failure.partition("\n")
-        reason = f"no child of the group {group.name} can start"
-        reason += f": {why}" if why else ", for it has none"
+        reason = f"no child of the group {group.name} can start: {why or 'it has none'}"
         lost = Lost(None, f"the worker stops, and {reason}", stranded=True)
         return [Stranded(group, reason, jobs), *(self._jobs.resolve(job, lost) for job in jobs)]
 

@@ -18,8 +18,9 @@ RESERVED
 SENT
     The request was written, or at least its first bytes.
 ANSWERED
-    The child has replied, or has broken the protocol. The tracer stores the result. A job that no
-    thread of the worker traces skips this state: its answer closes it.
+    The child has replied, has broken the protocol, or has not ended the job after its soft limit.
+    The tracer stores the result. A job that no thread of the worker traces skips this state: its
+    answer closes it.
 CLOSED
     The job is over. Each state leads here: a job can be terminated at any time.
 

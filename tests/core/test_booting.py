@@ -81,7 +81,7 @@ def test_a_job_done_is_proof_too() -> None:
     assert Healed(world.scheduler.groups["a"]) in actions
 
 
-def test_a_group_is_whole_again_when_all_its_children_work() -> None:
+def test_a_group_is_healed_when_all_its_children_have_proved_themselves() -> None:
     world = World(a=kind(2))
     group = world.scheduler.groups["a"]
     first, second = world.children()
@@ -98,7 +98,7 @@ def test_a_group_is_whole_again_when_all_its_children_work() -> None:
     assert not group.degraded
 
 
-def test_a_group_whose_children_greet_and_die_is_not_whole() -> None:
+def test_a_group_whose_children_get_ready_and_die_stays_degraded() -> None:
     world = World(a=kind(1, handshake=True))
     group = world.scheduler.groups["a"]
     [child] = world.children()
@@ -115,7 +115,7 @@ def test_a_group_whose_children_greet_and_die_is_not_whole() -> None:
     assert world.at(9.0) == []
 
 
-def test_a_group_with_a_slot_that_cools_is_not_whole() -> None:
+def test_a_group_with_a_slot_that_backs_off_is_degraded() -> None:
     world = World(a=kind(2, handshake=True))
     group = world.scheduler.groups["a"]
     first, second = world.children()
@@ -129,7 +129,7 @@ def test_a_group_with_a_slot_that_cools_is_not_whole() -> None:
     assert group.degraded
 
 
-def test_a_child_that_is_blameless_degrades_nothing() -> None:
+def test_a_child_that_exits_after_a_job_does_not_degrade_its_group() -> None:
     world = World(a=kind())
     do(world)
     world.tell(world.scheduler.exited, world.children()[0], 1, READ_ALL)

@@ -31,7 +31,7 @@ from tests.support.world import (
 )
 
 
-def test_jobs_that_were_together_when_a_child_died_come_again_one_by_one() -> None:
+def test_jobs_in_flight_at_a_crash_run_isolated_when_they_come_again() -> None:
     """So that the one that kills is found out, and costs the others no more children."""
     world = world_of_many(1, 4, max_crashes=2)
     for name in ("poison", "one", "two"):
@@ -89,31 +89,33 @@ def crash(world: World, task_id: str = "x", status: int = -11, **options: Any) -
     return lost
 
 
-def test_a_job_that_cost_too_many_children_is_known() -> None:
+def test_a_job_that_has_crashed_too_many_children_is_lost_with_the_count() -> None:
     world = World(a=kind())
     assert [crash(world).crashes for _ in range(4)] == [0, 0, 3, 0]
     assert [crash(world, "other").crashes for _ in range(3)] == [0, 0, 3]
 
 
 @pytest.mark.parametrize(("most", "expected"), [(1, [1, 1]), (2, [0, 2]), (None, [0] * 9)])
-def test_how_many_is_a_setting(most: int | None, expected: list[int]) -> None:
+def test_max_crashes_sets_how_many_crashes_a_job_may_cause(
+    most: int | None, expected: list[int]
+) -> None:
     world = World(a=kind(max_crashes=most))
     assert [crash(world).crashes for _ in expected] == expected
 
 
-def test_a_retry_is_another_job() -> None:
+def test_crashes_of_a_retry_are_counted_separately() -> None:
     world = World(a=kind(max_crashes=2))
     assert [crash(world, retries=retries).crashes for retries in (0, 1, 2, 2)] == [0, 0, 0, 2]
 
 
-def test_a_good_end_takes_it_all_back() -> None:
+def test_an_answer_clears_the_suspicion() -> None:
     world = World(a=kind(max_crashes=2))
     crash(world)
     do(world)
     assert crash(world).crashes == 0
 
 
-def test_only_so_many_are_remembered() -> None:
+def test_only_the_latest_suspects_are_remembered() -> None:
     _, child = World(a=kind(max_crashes=2)).send()
     crashes = Crashes()
 
@@ -124,7 +126,7 @@ def test_only_so_many_are_remembered() -> None:
     assert [count(task_id) for task_id in ("1", "0")] == [2, 0]
 
 
-def test_a_crash_while_the_worker_stops_is_the_workers_doing() -> None:
+def test_a_crash_while_the_worker_stops_is_not_counted() -> None:
     world = World(a=kind(max_crashes=1))
     job, child = world.send()
     world.tell(world.scheduler.stop)

@@ -77,7 +77,7 @@ def test_the_warmest_child_serves_next() -> None:
     assert (one[1], two[1]) == (first, second)
     world.tell(world.scheduler.replied, first, Ok())
     world.tell(world.scheduler.replied, second, Ok())
-    # Who has served last first, who has never served last: it may still be booting.
+    # The child that served last comes first. A child that never served comes last: it may boot.
     assert [child_of(world.submit(name)) for name in "abc"] == [second, first, third]
     assert one[0].child is None
 
@@ -165,7 +165,7 @@ def test_a_task_that_only_a_newer_child_announces_waits_for_it() -> None:
     assert first.child is new
     world.tell(world.scheduler.submit, second)
     assert second.state is JobState.QUEUED
-    # One that was announced by nobody is any child's, also behind one that has to wait.
+    # Any child does a task that no child has announced. A waiting job does not block it.
     other = world.submit("other")
     assert other.child is old
     world.tell(world.scheduler.provide, first, b"request")

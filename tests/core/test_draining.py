@@ -27,7 +27,7 @@ from tests.support.world import (
 )
 
 
-def test_a_child_that_stops_in_the_midst_of_its_only_request_has_some_time_to_say_so() -> None:
+def test_a_child_that_has_read_half_a_request_has_stop_timeout_to_exit() -> None:
     world = World(a=kind())
     job, child = world.send()
     closed = world.now
@@ -38,7 +38,7 @@ def test_a_child_that_stops_in_the_midst_of_its_only_request_has_some_time_to_sa
     assert kills(world.at(closed + 2 * STOP_TIMEOUT)) == [signal.SIGKILL]
 
 
-def test_a_child_that_has_read_its_request_has_as_long_as_that_takes() -> None:
+def test_a_draining_child_that_has_read_its_request_is_not_hurried() -> None:
     world = World(a=kind())
     job, child = world.send()
     world.tell(world.scheduler.unwritten, child, "it closed its stdin", READ_ALL)
@@ -46,7 +46,7 @@ def test_a_child_that_has_read_its_request_has_as_long_as_that_takes() -> None:
     assert kills(world.at(world.now + 10 * STOP_TIMEOUT)) == []
 
 
-def test_a_child_that_ends_its_jobs_and_is_killed_then_is_counted_once() -> None:
+def test_a_draining_child_that_is_killed_is_counted_as_replaced_once() -> None:
     world = World(a=kind())
     job, child = world.send(timeout=5.0)
     world.tell(world.scheduler.unwritten, child, "it closed its stdin", READ_ALL)
@@ -56,7 +56,7 @@ def test_a_child_that_ends_its_jobs_and_is_killed_then_is_counted_once() -> None
     assert world.scheduler.groups["a"].counters.replaced == {Cause.EXITED: 1}
 
 
-def test_an_idle_child_that_is_found_closed_is_replaced() -> None:
+def test_an_idle_child_that_closed_its_stdin_is_replaced() -> None:
     world = World(a=kind())
     (child,) = world.children()
     world.tell(world.scheduler.unwritten, child, "it closed its stdin", READ_NOTHING)

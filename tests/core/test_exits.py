@@ -104,7 +104,7 @@ def test_eof_of_an_idle_child_is_escalated_slowly() -> None:
 
 
 @pytest.mark.parametrize("by_us", [True, False])
-def test_a_sigkill_that_was_none_of_ours(by_us: bool) -> None:
+def test_a_sigkill_that_we_did_not_send_is_reported(by_us: bool) -> None:
     world = World(a=kind())
     _, child = world.send()
     if by_us:

@@ -36,7 +36,7 @@ from tests.support.world import (
 )
 
 
-def test_a_wrong_id_costs_the_job_and_the_child() -> None:
+def test_a_reply_with_a_wrong_id_fails_the_job_and_replaces_the_child() -> None:
     world = World(a=kind())
     job, child = world.send("x")
     actions = world.tell(world.scheduler.replied, child, Ok(id="other"))
@@ -53,7 +53,7 @@ def test_a_wrong_id_costs_the_job_and_the_child() -> None:
     assert world.at(0.1) == [Spawn(world.children()[0])]
 
 
-def test_garbage_costs_the_job_and_the_child() -> None:
+def test_a_fault_fails_the_job_and_replaces_the_child() -> None:
     world = World(a=kind())
     job, child = world.send()
     actions = world.tell(world.scheduler.faulted, child, "not JSON")
@@ -61,7 +61,7 @@ def test_garbage_costs_the_job_and_the_child() -> None:
     assert kills(actions) == [signal.SIGKILL]
 
 
-def test_garbage_from_an_idle_child_costs_the_child_alone() -> None:
+def test_a_fault_of_an_idle_child_replaces_it() -> None:
     world = World(a=kind(2))
     child = world.children()[1]
     actions = world.tell(world.scheduler.faulted, child, "not JSON")
@@ -69,7 +69,7 @@ def test_garbage_from_an_idle_child_costs_the_child_alone() -> None:
     assert child_of(world.submit()) is world.children()[0]
 
 
-def test_a_reply_that_nobody_asked_for_costs_the_child_before_it_gets_a_job() -> None:
+def test_an_unexpected_reply_replaces_the_child_before_it_gets_a_job() -> None:
     world = World(a=kind(2))
     child = world.children()[1]
     job = Job("x", "t", "a")
@@ -80,7 +80,7 @@ def test_a_reply_that_nobody_asked_for_costs_the_child_before_it_gets_a_job() ->
     assert world.turn() == [Accept(job, world.children()[0], 0.0)]
 
 
-def test_an_unasked_reply_is_quoted_at_bounded_length() -> None:
+def test_an_unexpected_reply_is_quoted_at_bounded_length() -> None:
     world = World(a=kind())
     (child,) = world.children()
     actions = world.tell(world.scheduler.replied, child, Ok(result="x" * 10_000))
@@ -103,7 +103,7 @@ def test_two_replies_in_one_read_replace_the_child_before_it_gets_another_job() 
     assert job.state is JobState.ANSWERED
 
 
-def test_a_reply_before_the_request_costs_the_child_and_spares_the_job() -> None:
+def test_a_reply_before_the_request_replaces_the_child_and_requeues_the_job() -> None:
     world = World(a=kind(2))
     job = world.submit()
     first = child_of(job)
@@ -114,7 +114,7 @@ def test_a_reply_before_the_request_costs_the_child_and_spares_the_job() -> None
     assert not first.jobs
 
 
-def test_what_a_child_says_while_it_is_stopped_is_not_heard() -> None:
+def test_what_a_child_says_after_a_fault_is_ignored() -> None:
     world = World(a=kind())
     (child,) = world.children()
     world.tell(world.scheduler.faulted, child, "first")

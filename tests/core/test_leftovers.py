@@ -21,7 +21,7 @@ from tests.support.world import (
 
 
 @pytest.mark.parametrize(("leftovers", "leaves"), [("keep", True), ("kill", False)])
-def test_a_child_that_goes_in_good_order_leaves_what_the_setting_says(
+def test_the_setting_leftovers_counts_for_a_child_that_exits_in_order(
     leftovers: str, leaves: bool
 ) -> None:
     world = world_of(max_jobs=1, leftovers=leftovers)

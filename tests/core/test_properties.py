@@ -1,8 +1,8 @@
 """The scheduler against a pretend world in which anything happens in any order.
 
-The world is as the supervisor makes it: in a turn, first what processes did is told, then what is
-due, then what other threads asked for; then jobs are dispatched, and only then actions performed.
-Its processes are the worst: they ignore the end of stdin and SIGTERM, and exit when they like.
+The order of a turn is that of the supervisor: events of processes, what is due, events of other
+threads, `dispatch`, and then the actions. The processes behave as badly as they can: they ignore
+the end of stdin and SIGTERM, and exit at any time.
 """
 
 from __future__ import annotations
@@ -653,7 +653,7 @@ class World(RuleBasedStateMachine):
     @invariant()
     def a_group_is_recycled_by_the_quarter(self) -> None:
         for group in self.scheduler.groups.values():
-            # But for those that do no more jobs at all, the worker serves with all it has.
+            # Apart from successors of children that get no more jobs, few boot at a time.
             early = [
                 slot
                 for slot in group.slots
@@ -688,7 +688,7 @@ class World(RuleBasedStateMachine):
         self.failing_spawns, self.next_write = 0, "written"
         self.end_turn()
         if self.scheduler.limit == 0:
-            # A pool of nobody does no jobs.
+            # With a limit of 0, no job would ever begin.
             self.by_thread(self.scheduler.grow, 1)
             self.end_turn()
         for _ in range(200):

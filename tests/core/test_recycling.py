@@ -78,7 +78,7 @@ def test_a_child_whose_successor_is_ready_ends_its_job_first() -> None:
     ]
 
 
-def test_each_child_has_a_number_of_its_own_and_never_more_than_was_asked_for() -> None:
+def test_recycle_jitter_lowers_max_jobs_for_each_child() -> None:
     numbers = iter([0.0, 0.5, 1.0, 1.0])
     world = World(a=kind(3, max_jobs=100), random=lambda: next(numbers))
     assert [child.recycle_after_jobs for child in world.children()] == [100, 95, 90]
@@ -86,7 +86,7 @@ def test_each_child_has_a_number_of_its_own_and_never_more_than_was_asked_for() 
     assert [child.recycle_after_jobs for child in world.children()] == [1]
 
 
-def test_between_its_own_number_and_max_jobs_a_child_serves_on() -> None:
+def test_a_child_serves_until_max_jobs_while_its_successor_boots() -> None:
     world = world_of(max_jobs=10, recycle_jitter=0.5)
     for number in range(5):
         child, _ = do(world, str(number))
@@ -96,7 +96,7 @@ def test_between_its_own_number_and_max_jobs_a_child_serves_on() -> None:
     assert child.state is ChildState.RETIRING
 
 
-def test_a_tracer_that_never_needs_its_child_costs_it_nothing() -> None:
+def test_a_job_whose_request_was_not_written_does_not_count_for_max_jobs() -> None:
     world = world_of(max_jobs=1)
     job = world.submit()
     child = child_of(job)
@@ -130,7 +130,7 @@ def test_a_job_is_not_interrupted_because_its_child_is_old() -> None:
     assert CloseStdin(child) in world.tell(world.scheduler.replied, child, Ok())
 
 
-def test_memory_is_looked_at_after_each_job() -> None:
+def test_memory_is_measured_after_each_job() -> None:
     world = world_of(max_memory=100 * MIB)
     child, actions = do(world)
     assert Measure(child) in actions
@@ -142,7 +142,7 @@ def test_memory_is_looked_at_after_each_job() -> None:
     assert Measure(child) not in do(world, "y")[1], "it is known"
 
 
-def test_without_max_memory_nobody_looks() -> None:
+def test_without_max_memory_no_memory_is_measured() -> None:
     world = world_of()
     child, actions = do(world)
     assert Measure(child) not in actions
@@ -177,7 +177,7 @@ def test_a_quarter_of_a_group_is_recycled_at_a_time(size: int, most: int) -> Non
     assert all(child.state is ChildState.STOPPING for child in old)
 
 
-def test_children_that_do_no_more_jobs_do_not_wait_for_their_turn() -> None:
+def test_successors_of_children_at_max_jobs_boot_at_once() -> None:
     world = world_of(4, max_jobs=1)
     children = [world.send(str(number))[1] for number in range(4)]
     # While they work, one at a time; when they have worked, they are missed.

@@ -51,7 +51,7 @@ def test_a_restart_interrupts_no_job() -> None:
     assert CloseStdin(child) in world.tell(world.scheduler.replied, child, Ok())
 
 
-def test_what_boots_when_a_restart_comes_is_replaced_too() -> None:
+def test_children_that_boot_at_a_restart_are_replaced_too() -> None:
     world = World(a=kind(1, handshake=True))
     [first] = world.children()
     second = new_child(world.tell(world.scheduler.restart, [first.group]))
@@ -67,7 +67,7 @@ def test_what_boots_when_a_restart_comes_is_replaced_too() -> None:
     assert not third.recycle_reason
 
 
-def test_a_successor_that_was_to_be_replaced_is_so_when_its_child_dies() -> None:
+def test_a_successor_that_is_to_be_recycled_is_so_after_it_took_over() -> None:
     world = world_of()
     [child] = world.children()
     first = new_child(world.tell(world.scheduler.restart, [child.group]))
@@ -77,7 +77,7 @@ def test_a_successor_that_was_to_be_replaced_is_so_when_its_child_dies() -> None
     assert successor_of(first) is new_child(actions)
 
 
-def test_a_restart_ends_what_a_slot_waits_for() -> None:
+def test_a_restart_ends_the_back_off() -> None:
     world = world_of()
     [child] = world.children()
     world.tell(world.scheduler.exited, child, 1, READ_ALL)

@@ -138,7 +138,7 @@ def test_a_stop_gives_up_jobs_whose_children_say_that_they_are_ready_and_die() -
     ]
 
 
-def test_a_stop_gives_up_when_all_places_of_a_group_have_been_tried() -> None:
+def test_a_stop_gives_up_jobs_when_all_slots_of_a_group_have_been_tried() -> None:
     world, job = world_of_broken_boots(2)
     world.tell(world.scheduler.close)
     first, second = world.children()
@@ -146,7 +146,7 @@ def test_a_stop_gives_up_when_all_places_of_a_group_have_been_tried() -> None:
     assert ends(fail(world, second)) == [Resolve(job, STRANDED, None)]
 
 
-def test_a_stop_gives_up_jobs_of_a_pool_of_nobody() -> None:
+def test_a_stop_gives_up_jobs_if_the_limit_is_0() -> None:
     world, job = world_of_broken_boots()
     world.tell(world.scheduler.shrink, world.scheduler.limit)
     [end] = ends(world.tell(world.scheduler.close))
@@ -154,7 +154,7 @@ def test_a_stop_gives_up_jobs_of_a_pool_of_nobody() -> None:
         job,
         replace(
             STRANDED,
-            reason="the worker stops, and no child of the group a can start, for it has none",
+            reason="the worker stops, and no child of the group a can start: it has none",
         ),
         None,
     )

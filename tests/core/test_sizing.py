@@ -63,7 +63,7 @@ def test_shrink_takes_the_last_children_that_are_not_busy() -> None:
     assert len(world.children("b")) == 1
 
 
-def test_shrink_takes_a_slot_that_cools_down() -> None:
+def test_shrink_takes_a_slot_that_backs_off() -> None:
     world = World(limit=2, a=kind(None))
     first, second = world.children()
     world.tell(world.scheduler.exited, second, 1, READ_ALL)

@@ -45,7 +45,7 @@ def test_the_limit_of_a_first_job_counts_from_when_its_child_reads_it() -> None:
 
 
 @pytest.mark.parametrize("limits", [{"timeout": 2.0}, {"timeout": 9.0, "soft_timeout": 2.0}])
-def test_a_child_that_had_read_its_first_job_in_time_gets_no_more(
+def test_a_child_that_had_read_its_first_job_in_time_gets_no_more_time(
     limits: dict[str, float],
 ) -> None:
     world = World(a=kind(), boot_slowly=True)
@@ -82,7 +82,7 @@ def test_a_child_that_never_reads_is_replaced_and_its_job_begins_anew() -> None:
     assert Probe(child_of(job)) in world.at(63.0)
 
 
-def test_a_child_that_is_first_looked_at_after_a_long_job_has_begun_it() -> None:
+def test_a_first_probe_after_a_long_job_finds_that_it_was_read() -> None:
     world = World(a=kind(), boot_slowly=True)
     job, child = world.send(timeout=600.0)
     assert world.at(600.0) == [Probe(child)]

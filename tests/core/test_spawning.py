@@ -92,7 +92,7 @@ def test_a_child_that_did_a_job_is_replaced_at_once() -> None:
     assert new_child(actions).slot is child.slot
 
 
-def test_slots_cool_down_each_for_itself() -> None:
+def test_each_slot_backs_off_by_itself() -> None:
     world = World(a=kind(2))
     first, second = world.children()
     world.tell(world.scheduler.exited, first, 1, READ_ALL)

@@ -101,11 +101,12 @@ def test_events_of_a_job_that_was_refused_before_it_was_submitted_change_nothing
     assert (job.state, scheduler.open_jobs, world.idle()) == (JobState.CLOSED, 0, True)
 
 
-def test_jobs_and_children_tell_who_they_are() -> None:
+def test_the_reprs_of_jobs_children_and_groups() -> None:
     world = World(a=kind())
     job = world.submit()
     assert repr(job) == "<Job task.x[x] reserved>"
     assert repr(job.child) == "<Child a#0 pid 101 busy>"
+    assert repr(world.scheduler.groups["a"]) == "<Group a>"
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -1,4 +1,4 @@
-"""What is shown of groups and children, on the pretend world of `test_scheduler`."""
+"""What operators are shown of groups and children."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_times_are_of_waiting_and_of_running() -> None:
     world = World(limit=1, a=kind(1))
     job_of(world, wait=2.0, run=0.5, reply=Throttled())
     facts = group_facts(world.scheduler.groups["a"])
-    # The first waited for nobody, and ran while the second waited.
+    # The first did not wait. It ran while the second waited.
     assert facts["wait"] == {"p50": 1.0, "p95": 1.9, "p99": 1.98}
     assert facts["run"] == {"p50": 1.25, "p95": 1.925, "p99": 1.985}
     assert (facts["jobs"], facts["throttled"]) == (2, 1)

@@ -44,7 +44,7 @@ def test_a_successor_that_fails_costs_the_old_child_nothing() -> None:
     assert new_child(world.at(90.2)) is successor_of(child)
 
 
-def test_a_group_of_one_job_each_forgets_a_failure_too() -> None:
+def test_failures_are_forgotten_with_max_jobs_of_1_too() -> None:
     world = world_of(max_jobs=1)
     world.tell(world.scheduler.exited, world.children()[0], 1, READ_ALL)
     world.tell(world.scheduler.ready, new_child(world.at(0.1)), READY, None)
@@ -148,7 +148,7 @@ def test_shrink_takes_a_successor_along() -> None:
     world = World(limit=2, a=kind(None, handshake=True, max_age=100.0))
     for child in world.children():
         world.tell(world.scheduler.ready, child, READY, None)
-    # Of both, who is older by a hair first.
+    # Only one successor boots at a time.
     successor = new_child(world.at(90.0))
     world.scheduler.groups["a"].slots.sort(key=lambda slot: slot.successor is not None)
     actions = world.tell(world.scheduler.shrink, 1)

@@ -119,7 +119,7 @@ def test_revoking_by_the_signal_of_soft_limits_spares_a_child_that_answers() -> 
     assert world.at(100.0) == []
 
 
-def test_revoking_by_the_signal_of_soft_limits_costs_a_child_that_goes_on_its_life() -> None:
+def test_revoking_by_the_signal_of_soft_limits_ends_a_child_that_goes_on() -> None:
     world = world_of_soft_signals(kill_grace=1.0)
     job, child = world.send()
     world.tell(world.scheduler.terminate, job, signal.SIGUSR1)
@@ -145,7 +145,7 @@ def test_a_child_that_dies_of_the_signal_of_soft_limits_is_not_to_blame() -> Non
     assert world.scheduler.groups["a"].counters.replaced == {Cause.TERMINATED: 1}
 
 
-def test_another_signal_costs_a_child_its_life_at_once() -> None:
+def test_revoking_by_another_signal_ends_the_child_at_once() -> None:
     world = world_of_soft_signals()
     job, child = world.send()
     actions = world.tell(world.scheduler.terminate, job, signal.SIGTERM)
@@ -226,7 +226,7 @@ def test_a_child_that_has_to_end_a_job_gets_no_other_until_it_has() -> None:
     assert waiting.child is child
 
 
-def test_progress_of_a_job_that_is_over_but_not_answered_is_no_news() -> None:
+def test_progress_of_a_job_that_is_over_but_not_answered_is_ignored() -> None:
     world = world_of_many(1, 4)
     job, child = world.send("runs")
     world.tell(world.scheduler.terminate, job, signal.SIGTERM)

@@ -56,7 +56,7 @@ NO_ANSWER = (
 )
 
 
-def test_a_hard_limit_costs_the_child_that_has_the_request() -> None:
+def test_a_hard_limit_replaces_the_child_that_has_the_request() -> None:
     world = World(a=kind())
     job, child = world.send(timeout=5.0)
     actions = world.at(5.0)
@@ -69,7 +69,7 @@ def test_a_hard_limit_costs_the_child_that_has_the_request() -> None:
     assert ends(world.tell(world.scheduler.exited, child, -9, READ_ALL)) == []
 
 
-def test_at_the_hard_limit_a_child_may_have_a_moment_to_clean_up() -> None:
+def test_kill_grace_lets_a_child_clean_up_at_the_hard_limit() -> None:
     world = World(a=kind(kill_grace=2.0))
     job, child = world.send(timeout=5.0)
     actions = world.at(5.0)
@@ -79,7 +79,7 @@ def test_at_the_hard_limit_a_child_may_have_a_moment_to_clean_up() -> None:
         Report(child, NO_ANSWER, (job,), 0.0),
         Spawn(new_child(actions)),
     ]
-    # Nobody waits for that.
+    # Its slot is filled at once.
     assert world.submit("next").child is new_child(actions)
     assert world.at(6.9) == []
     assert world.at(7.0) == [Kill(child, signal.SIGKILL)]
@@ -87,7 +87,7 @@ def test_at_the_hard_limit_a_child_may_have_a_moment_to_clean_up() -> None:
     assert world.at(100.0) == []
 
 
-def test_a_child_that_has_cleaned_up_in_its_moment_is_not_killed() -> None:
+def test_a_child_that_exits_within_kill_grace_is_not_killed() -> None:
     world = World(a=kind(kill_grace=2.0))
     _, child = world.send(timeout=5.0)
     world.at(5.0)
@@ -95,7 +95,7 @@ def test_a_child_that_has_cleaned_up_in_its_moment_is_not_killed() -> None:
     assert world.at(100.0) == []
 
 
-def test_a_child_that_goes_on_with_what_it_was_told_to_end_has_a_moment_too() -> None:
+def test_kill_grace_follows_cancel_grace() -> None:
     world = world_of_many(1, 4, cancel_grace=3.0, kill_grace=2.0)
     _, child = world.send("runs", timeout=5.0)
     assert kills(world.at(5.0)) == []
@@ -104,7 +104,7 @@ def test_a_child_that_goes_on_with_what_it_was_told_to_end_has_a_moment_too() ->
     assert kills(world.at(10.0)) == [signal.SIGKILL]
 
 
-def test_a_child_that_has_answered_before_flushes_its_stdout() -> None:
+def test_a_child_that_has_answered_before_is_not_suspected_of_buffering() -> None:
     world = World(a=kind())
     job, child = world.send()
     world.tell(world.scheduler.replied, child, Ok())
@@ -155,7 +155,7 @@ def test_a_soft_limit_alone_is_told_once() -> None:
     assert world.scheduler.next_deadline is None
 
 
-def test_a_soft_limit_before_the_request_signals_nobody() -> None:
+def test_a_soft_limit_before_the_request_sends_no_signal() -> None:
     world = World(a=kind(soft_timeout_signal="SIGUSR1"))
     job = world.submit(soft_timeout=2.0)
     assert world.at(2.0) == [SoftTimeout(job, child_of(job), None)]
@@ -178,7 +178,7 @@ def test_the_limits_count_from_acceptance() -> None:
     assert waiting.deadline == 105.0
 
 
-def test_silence_that_nobody_could_hear_is_no_silence() -> None:
+def test_inactivity_is_excused_while_the_engine_was_not_run() -> None:
     """The engine was not turned: children may have waited for room in their pipes."""
     world = world_of_many(1, 4, inactivity_timeout=5.0)
     job, _ = world.send()
@@ -190,7 +190,7 @@ def test_silence_that_nobody_could_hear_is_no_silence() -> None:
     assert job.state is JobState.CLOSED
 
 
-def test_one_that_was_told_before_gets_no_more_time() -> None:
+def test_a_second_cancel_does_not_extend_the_grace() -> None:
     world = world_of_many(1, 4, cancel_grace=3.0)
     job, child = world.send("runs", soft_timeout=1.0, timeout=2.0)
     world.at(1.0)
@@ -201,7 +201,7 @@ def test_one_that_was_told_before_gets_no_more_time() -> None:
     assert child.state is ChildState.STOPPING
 
 
-def test_silence_costs_a_child_that_cannot_be_told_its_life() -> None:
+def test_inactivity_kills_a_child_that_cannot_cancel() -> None:
     world = World(a=kind(inactivity_timeout=5.0))
     job, child = world.send()
     actions = world.at(5.0)

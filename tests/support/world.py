@@ -1,4 +1,4 @@
-"""A pretend world around the scheduler: a clock that is a number, and no process."""
+"""A world for tests of the scheduler: its clock is a number, and it has no processes."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ Event = Callable[..., list[Action] | None]
 
 STOP_TIMEOUT = 10.0
 
-#: What was written to each child before its first request, and what it is worth.
+#: What was written to each child before its first request, and how much of that it has read.
 BOOT = b"boot"
 READ_NOTHING, READ_ALL = len(BOOT), 10**6
 
-#: What a child says that has booted and knows no more than it must.
+#: The greeting of a child without features.
 READY = Ready(protocol=1)
 
 
@@ -46,7 +46,7 @@ def kind(size: int | None = 1, **settings: Any) -> ChildSettings:
 
 
 class World:
-    """A pretend world around a scheduler: a clock, and processes that start when asked to."""
+    """A scheduler, its clock, and children whose processes start at once."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class World:
         boot_slowly: bool = False,
         **kinds: ChildSettings,
     ) -> None:
-        #: Children that can't tell have proved themselves at 0.
+        #: At 0, children without a handshake have proved themselves.
         self.now = -STARTUP_GRACE
         self.last_pid = 100
         self.spawns_fail = False
@@ -75,8 +75,7 @@ class World:
         self.at(0.0)
 
     def perform(self, actions: list[Action]) -> list[Action]:
-        """Answer each `Spawn` and `Write`. Returns all actions, with those that followed, but for
-        `Started`."""
+        """Answer each `Spawn` and `Write`. Return all actions that followed, except `Started`."""
         todo, done = deque(actions), []
         while todo:
             action = todo.popleft()
@@ -103,20 +102,20 @@ class World:
         return self.scheduler.spawned(child, self.last_pid, self.now)
 
     def note(self, event: Event, *arguments: Any) -> list[Action]:
-        """One event, and what is done about it at once."""
+        """Tell one event, and perform its actions."""
         return self.perform(event(*arguments, self.now) or [])
 
     def turn(self) -> list[Action]:
-        """The end of a turn."""
+        """End a turn: do what is due, and dispatch."""
         due = self.perform(self.scheduler.tick(self.now))
         return due + self.perform(self.scheduler.dispatch(self.now))
 
     def tell(self, event: Event, *arguments: Any) -> list[Action]:
-        """One event that is alone in its turn."""
+        """Tell one event that is alone in its turn."""
         return self.note(event, *arguments) + self.turn()
 
     def at(self, now: float) -> list[Action]:
-        """Let the clock be `now`, and look what is due."""
+        """Set the clock to `now`, and end the turn."""
         self.now = now
         return self.turn()
 
@@ -126,7 +125,7 @@ class World:
         return job
 
     def send(self, task_id: str = "x", group: str = "a", **limits: float) -> tuple[Job, Child]:
-        """A job whose request is written to a child."""
+        """Submit a job and write its request to a child."""
         job = self.submit(task_id, group, **limits)
         child = child_of(job)
         actions = self.tell(self.scheduler.provide, job, b"request")
@@ -167,12 +166,12 @@ def new_child(actions: list[Action]) -> Child:
     return spawn.child
 
 
-#: As many as their group lets them have.
+#: The greeting of a child that can have as many jobs at a time as its group allows.
 MANY = Ready(protocol=1, features=("multiplex", "cancel", "progress"))
 
 
 def world_of_many(size: int | None, most: int, limit: int = 10, **settings: Any) -> World:
-    """A world whose children have said that they are ready, and may have `most` jobs each."""
+    """Return a world whose children are ready and can have `most` jobs each."""
     settings = {"handshake": True, "max_in_flight": most, **settings}
     world = World(limit=limit, a=kind(size, **settings))
     for child in world.children():
@@ -181,7 +180,7 @@ def world_of_many(size: int | None, most: int, limit: int = 10, **settings: Any)
 
 
 def world_of(size: int = 1, **settings: Any) -> World:
-    """A world of one group whose children say when they are ready, and are."""
+    """Return a world of one group whose children have a handshake and are ready."""
     world = World(a=kind(size, handshake=True, **settings))
     for child in world.children():
         world.tell(world.scheduler.ready, child, READY, None)
@@ -189,7 +188,7 @@ def world_of(size: int = 1, **settings: Any) -> World:
 
 
 def do(world: World, name: str = "x", **reply: Any) -> tuple[Child, list[Action]]:
-    """A job from its arrival to its end."""
+    """Do one job. Return its child and the actions of its end."""
     job, child = world.send(name)
     actions = world.tell(world.scheduler.replied, child, Ok(**reply))
     return child, actions + world.tell(world.scheduler.finish, job)
