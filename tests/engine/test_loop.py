@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from celery_subproc_pool.config import ChildSettings
 from celery_subproc_pool.core.actions import Action, CloseStdin, Finished, Kill
 from celery_subproc_pool.core.model import Child, Group, Job
 from celery_subproc_pool.engine import loop
 from celery_subproc_pool.engine.loop import Loop
 from celery_subproc_pool.errors import SpawnError
+from celery_subproc_pool.settings import ChildSettings
 from tests.support.basics import DEADLINE, wait_for
 
 
