@@ -1,7 +1,4 @@
-"""What the worker's banner and `celery subproc check` say of the groups of children.
-
-Layer: above `config`.
-"""
+"""What the worker's banner and `celery subproc check` say about the groups of children."""
 
 from __future__ import annotations
 
@@ -9,30 +6,66 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from ..settings import ChildSettings
+import click
 
-__all__ = ("describe", "external_tasks", "show", "size_of")
+from ..core.model import Group
+from ..settings import ChildSettings, PoolSettings
+
+__all__ = ("describe", "external_tasks", "show")
+
+
+def show(
+    command: click.Context | None,
+    settings: PoolSettings,
+    taken: Mapping[str, str],
+    groups: Mapping[str, Group],
+) -> None:
+    """Print the `groups` below Celery's banner, if `celery worker` runs and is not quiet.
+
+    Celery prints its banner to the stdout that the process began with; so does this.
+
+    Arguments:
+        command: the `celery worker` command; None if another program embeds the worker.
+        settings: the pool's settings.
+        taken: by the names of tasks with an external group, that group.
+        groups: the worker's groups of children, by name.
+    """
+    if command is None or command.obj.quiet:
+        return
+    texts = (_describe_group(group, settings, taken) for group in groups.values())
+    lines = [f"  . {text}".replace("\n", "\n  ") for text in texts]
+    print("[children]", *lines, "", sep="\n", file=sys.__stdout__, flush=True)
+
+
+def _describe_group(group: Group, settings: PoolSettings, taken: Mapping[str, str]) -> str:
+    tasks: Iterable[str] = ["all others"]
+    if group.name in settings.children:
+        tasks = external_tasks(group.name, group.settings, taken)
+    size = f"{len(group.slots)}"
+    if group.settings.max_in_flight != 1:
+        size += f", {group.settings.max_in_flight} jobs each"
+    return describe(group.name, group.settings.command, size, tasks)
 
 
 def describe(name: str, command: Sequence[str], size: str, tasks: Iterable[str]) -> str:
-    """Return two lines on one group.
+    """Return two lines about one group.
 
     Arguments:
         name: the group's.
         command: the program and its arguments.
-        size: how many children it has, in words.
-        tasks: the names or patterns of the tasks that it takes.
+        size: the number of its children, in words.
+        tasks: the names or patterns of the tasks that the group takes.
     """
     return f"{name}: {shlex.join(command)}\n    size: {size}; tasks: {', '.join(tasks)}"
 
 
 def external_tasks(name: str, child: ChildSettings, taken: Mapping[str, str]) -> Iterator[str]:
-    """Yield what the external group `name` takes: its patterns, and the tasks that name it.
+    """Yield the tasks that the external group `name` takes: its patterns, and tasks that name it.
 
     Arguments:
         name: the group's.
         child: its settings.
-        taken: the group of each task that has an external one.
+        taken: by the names of tasks with an external group, that group.
     """
     yield from child.tasks
     for task, group in sorted(taken.items()):
@@ -40,15 +73,3 @@ def external_tasks(name: str, child: ChildSettings, taken: Mapping[str, str]) ->
             yield task
     if child.handshake and not child.tasks:
         yield "what they announce"
-
-
-def size_of(child: ChildSettings, count: int) -> str:
-    """Return in words that a group has `count` children, with settings `child`."""
-    return f"{count}" if child.max_in_flight == 1 else f"{count}, {child.max_in_flight} jobs each"
-
-
-def show(descriptions: Iterable[str]) -> None:
-    """Print `descriptions` below Celery's banner, where Celery prints that: to the stdout that the
-    process began with."""
-    lines = [f"  . {description}".replace("\n", "\n  ") for description in descriptions]
-    print("[children]", *lines, "", sep="\n", file=sys.__stdout__, flush=True)

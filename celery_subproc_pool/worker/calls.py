@@ -1,7 +1,7 @@
-"""Jobs that are no tasks: any callable that a package gives to the pool, as `BasePool` promises.
+"""Jobs that are not tasks: `BasePool.apply_async` takes any callable, and some packages use that.
 
-Layer: above `jobs` and `messages`. A Python child calls it: pickled, from the worker to the child
-only. `compat.is_tracer` says what is none.
+A Python child calls it. Only the worker pickles, and only the child unpickles. `requests.is_tracer`
+tells tasks from callables.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ logger = get_logger(__name__)
 
 
 class CallJob(PoolJob):
-    """The job of having a Python child call something.
+    """A job for which a Python child calls something.
 
-    It has an id of its own: callers need not have one, and may use theirs twice. If its caller has
-    no `error_callback`, the log is told of its failure.
+    It gets an id of its own: callers may have none, or use one twice. If its caller gives no
+    `error_callback`, the log gets its failure.
 
     Arguments:
-        owner: takes its wishes to the engine.
+        owner: takes the job's wishes to the engine.
         target: the callable.
-        asked: whom to tell of it, as `Callbacks`; None is nobody, as on prefork.
+        callbacks: as `Callbacks`; each may be None, as on prefork.
     """
 
     __slots__ = ()
@@ -43,36 +43,37 @@ class CallJob(PoolJob):
         self,
         owner: Owner,
         target: Callable[..., Any],
-        asked: Sequence[Callable[..., None] | None],
+        callbacks: Sequence[Callable[..., None] | None],
     ) -> None:
         name, own_id = name_of(target), uuid()
-        callbacks = Callbacks._make(callback or noop for callback in asked)
-        if callbacks.error_callback is noop:
-            callbacks = callbacks._replace(error_callback=partial(_log, f"{name}[{own_id}]"))
-        super().__init__(owner, target, (name, own_id, {}), callbacks)
+        told = Callbacks._make(callback or noop for callback in callbacks)
+        if told.error_callback is noop:
+            told = told._replace(error_callback=partial(_log, f"{name}[{own_id}]"))
+        super().__init__(owner, target, (name, own_id, {}), told)
         self.group, self.traced_here = PYTHON, False
 
     def prepare(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], has_python_children: bool
     ) -> None:
-        """Find out its request.
+        """Make the request.
 
         Arguments:
             args: the positional arguments.
             kwargs: the keyword arguments.
-            has_python_children: whether this worker has a group of such.
+            has_python_children: whether this worker has Python children.
 
         Raises:
-            CallError: it can't be done; the message says why, and what to do.
+            CallError: no child can do it; the message says why, and what to do.
         """
         if not has_python_children:
             raise CallError(
-                f"{self.task_name} is no task but a callable, for which this worker has no Python"
-                f" children, since its external ones take all tasks. Name in {ROOT}.children.<name>"
-                ".tasks what each group is to take, and leave the task in question out"
+                f"{self.task_name} is a callable and not a task: only Python children can call it."
+                " This worker has none, because its external children take all tasks. List the"
+                f" tasks of each group in {ROOT}.children.<name>.tasks, and leave one out: then"
+                " the worker has Python children"
             )
         self.request = encode_call(self.task_id, self._target, args, kwargs)
 
 
 def _log(title: str, einfo: ExceptionInfo) -> None:
-    logger.error("%s failed, and nobody else is told of it:\n%s", title, einfo.traceback)
+    logger.error("%s failed, and its caller gave no error_callback:\n%s", title, einfo.traceback)

@@ -1,7 +1,7 @@
-"""Which of the worker's environment variables external children do not get.
+"""The scrubbed environment: which of the worker's variables external children do not get.
 
-Layer: above `config`; imports Celery. They run other people's programs, which have no business with
-the broker: who has its password can send any task to any worker.
+External children run other people's programs, and these don't need the broker. A program that has
+the broker's password can send any task to any worker.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ __all__ = ("withheld",)
 
 logger = logging.getLogger("celery_subproc_pool")
 
-#: What Celery reads its broker and result backend from (celery/app/utils.py: `Settings`), and
-#: where this pool has its settings, the environment of other children included.
+#: The variables that give Celery its broker and result backend (celery/app/utils.py: `Settings`);
+#: and the one with this pool's settings, which include the environment of other children.
 OWN_VARIABLES = (
     "CELERY_BROKER_URL",
     "CELERY_BROKER_READ_URL",
@@ -30,10 +30,10 @@ OWN_VARIABLES = (
 
 
 def withheld(app: Celery, environ: Mapping[str, str]) -> frozenset[str]:
-    """Return the names of the variables that would tell a child how to enter the broker.
+    """Return the names of the variables that would let a child log in to the broker.
 
-    They are `OWN_VARIABLES`, and all that hold the password of one of the app's broker URLs, alone
-    or in an address (``:password@``).
+    They are `OWN_VARIABLES`, and all variables that hold the password of one of the app's broker
+    URLs: as the whole value, or in an address (``:password@``).
 
     Arguments:
         app: the worker's app.
@@ -68,9 +68,9 @@ def _passwords(app: Celery) -> Iterator[str]:
         try:
             parts = urlsplit(url)
         except ValueError:
-            # kombu can read it, or will say that it can't.
+            # kombu may understand it. Otherwise it says so later.
             continue
-        # One that is the user's name is known to everybody: `guest`.
+        # A password that is the user's name is no secret: `guest`.
         if parts.password and parts.password != parts.username:
             yield parts.password
             yield unquote(parts.password)

@@ -1,6 +1,7 @@
-"""What the versions of Celery and kombu need done differently: all of it stands here.
+"""What the versions of Celery and kombu need done differently in the worker.
 
-Layer: above `outcome`, below all that meets Celery; imports Celery and kombu.
+`python_child.compat` has the same for Python children; `requests` has what reaches into Celery's
+`Request`.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ logger = get_logger(__name__)
 
 
 def resolve_auto_concurrency(worker: Any) -> None:
-    """Let `worker`, whose pool is ours, have as many children with ``-c auto`` as it may use CPUs.
+    """With ``-c auto``, let `worker`, whose pool is ours, have as many children as CPUs.
 
-    Celery 5.7 brought ``auto``. It respects a container's quota for subclasses of prefork's pool,
-    and takes all other pools for such as need no CPU. Call it from the signal `worker_init`:
-    right after that, Celery looks for itself.
+    Celery 5.7 introduced ``auto``. Celery respects a container's CPU quota only for subclasses of
+    prefork's pool: it assumes that tasks on other pools need no CPU. Call this from the signal
+    `worker_init`: Celery resolves ``auto`` right after it.
     """
     if celery.VERSION >= (5, 7):
         from celery.utils.sysinfo import cpu_budget, is_auto_concurrency
@@ -46,11 +47,14 @@ def resolve_auto_concurrency(worker: Any) -> None:
 
 
 def ignores_result(task: Task, request: Mapping[str, Any]) -> bool:
-    """Return whether nothing is to be stored of a request of `task`, of which `request` has the
-    fields.
+    """Return whether no result is to be stored.
 
-    Since Celery 5.7 the request's own word wins (celery/app/task.py: `get_actual_ignore_result`);
-    before, either's is enough.
+    Since Celery 5.7, the request overrides the task (celery/app/task.py:
+    `get_actual_ignore_result`). Before, it is enough that one of them ignores it.
+
+    Arguments:
+        task: the task.
+        request: the fields of its request.
     """
     if isinstance(task.backend, DisabledBackend):
         return True
@@ -61,7 +65,7 @@ def ignores_result(task: Task, request: Mapping[str, Any]) -> bool:
 
 
 def is_observed() -> bool:
-    """Return whether anybody listens to what Celery's tracer signals of each task."""
+    """Return whether the signals that Celery's tracer sends for each task have receivers."""
     return bool(
         signals.task_prerun.receivers
         or signals.task_postrun.receivers
@@ -69,12 +73,12 @@ def is_observed() -> bool:
     )
 
 
-#: What a tracer calls of a task's class, in Celery 5.3 to 5.7 (celery/app/trace.py:
-#: `build_tracer`). Of later ones nothing is known.
+#: The methods of a task that a tracer calls, in Celery 5.3 to 5.7 (celery/app/trace.py:
+#: `build_tracer`). Later versions are not known.
 _CALLED_OF_TASKS = ("__call__", "before_start", "on_success", "after_return")
 
-#: The modules whose functions let nobody see a trace. A running worker has replaced
-#: `Task.__call__` by one of the second (`setup_worker_optimizations`).
+#: The modules whose functions run no code but Celery's and ours. A running worker has replaced
+#: `Task.__call__` by a function of `celery.app.trace` (`setup_worker_optimizations`).
 _SILENT_MODULES = {
     "celery.app.task",
     "celery.app.trace",
@@ -85,11 +89,11 @@ _SILENT_MODULES = {
 
 
 def may_be_observed(app: Celery, task: Task) -> bool:
-    """Return whether something but Celery's own code and ours is called when `task` is traced and
-    succeeds, whose result is ignored.
+    """Return whether other code than Celery's and ours may be called when `task` is traced and
+    succeeds. Its result is ignored.
 
-    Packages that watch tasks wrap what a tracer calls, the tracer, or what makes it (Sentry: all of
-    it; New Relic: the last).
+    Packages that watch tasks wrap what a tracer calls, the tracer, or what makes the tracer
+    (Sentry: all three; New Relic: the last).
     """
     loader, backend = type(app.loader), type(task.backend)
     called = [vars(kind).get(name) for kind in type(task).__mro__ for name in _CALLED_OF_TASKS]
@@ -105,8 +109,8 @@ def may_be_observed(app: Celery, task: Task) -> bool:
 def _is_silent(function: object) -> bool:
     """Return whether `function` is Celery's or ours, and not wrapped.
 
-    The globals tell: `functools.wraps` and wrapt's objects pass on the name of the module, and the
-    latter even the type, for `isinstance`.
+    Look at its globals: a wrapper of `functools.wraps` or wrapt has the module name of what it
+    wraps; one of wrapt even passes `isinstance`.
     """
     if type(function) is not FunctionType:
         return False
@@ -116,12 +120,12 @@ def _is_silent(function: object) -> bool:
 def run_queued_acks(hub: Any) -> None:
     """Send the acknowledgements that wait for the hub's next turn.
 
-    While the pool drains, nobody turns the hub, and an ack that is never sent makes the broker
-    deliver a finished task again. Only acks and rejects are run: the transport's own reader may
-    wait there too, and would deliver messages to a pool that takes no more.
+    The hub does not turn while the pool drains. An ack that is never sent makes the broker deliver
+    a finished task again. Run only acks and rejects: the transport's own reader may be queued too,
+    and it would deliver messages to a pool that takes no more.
 
-    kombu 5.3 to 5.7 keep what `call_soon` was given in a set that `_pop_ready` empties; Celery's
-    consumer queues the bound methods `ack_log_error` and `reject_log_error` of a message.
+    kombu 5.3 to 5.7 keep what `call_soon` was given in a set, and `_pop_ready` empties that.
+    Celery's consumer queues the bound methods `ack_log_error` and `reject_log_error` of a message.
     """
     for callback in hub._pop_ready():
         function = getattr(callback, "fun", None)
@@ -129,9 +133,9 @@ def run_queued_acks(hub: Any) -> None:
             try:
                 callback()
             except Exception:
-                # kombu logs connections that are lost, but has other errors for some.
+                # kombu logs a lost connection; but it may raise other errors for that.
                 logger.exception(
-                    "An acknowledgement can't be sent: its job will be delivered again"
+                    "An acknowledgement can't be sent: the broker will deliver its job again"
                 )
         else:
             hub.call_soon(callback)

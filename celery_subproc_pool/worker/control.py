@@ -1,8 +1,7 @@
 """Remote control commands of the pool: `celery control subproc_restart`, `celery inspect subproc`.
 
-Layer: above `errors`; imports Celery. It asks the worker's pool, whatever that is. Who sends the
-commands must have called `register`, as who gets them: the `celery` command does so, and so does
-the pool.
+`register` must have run both where a command is sent and where it arrives: the `celery` command
+(`cli`) and the pool call it.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ __all__ = ("Controlled", "register")
 
 @runtime_checkable
 class Controlled(Protocol):
-    """A pool that the commands are for."""
+    """A pool that knows these commands."""
 
     def restart_group(self, name: str | None) -> list[str]:
         """Replace the children of the group `name`, or of all; return the groups' names.
 
         Raises:
-            ConfigError: it can't be done; the words are for the person who asked.
+            ConfigError: it can't be done. The sender of the command gets the message.
         """
 
     def child_rows(self) -> list[dict[str, Any]]:

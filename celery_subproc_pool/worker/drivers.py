@@ -1,7 +1,7 @@
-"""Who turns the engine: the worker's event loop, or a thread.
+"""Drivers turn the engine: from the worker's event loop, or in a thread.
 
-Layer: above `supervisor`; imports Celery. Both drivers do the same four things: `start`, `attach`
-to the worker's event loop, `drain` (a warm stop), `halt` (a cold one).
+Both drivers have the same four methods: `start`, `attach` to the worker's event loop, `drain` (for
+a warm stop), `halt` (for a cold stop).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from .compat import run_queued_acks
 
 __all__ = ("HubDriver", "ThreadDriver", "wait_for_children")
 
-#: Seconds between looks whether the worker is to stop while its children boot.
+#: While children boot: seconds between checks whether the worker is to stop.
 BOOT_INTERVAL = 0.5
 
-#: Seconds between looks at the hub's timers while the pool drains.
+#: While the pool drains: seconds between checks of the hub's timers.
 DRAIN_INTERVAL = 0.5
 
 #: The longest that the engine's own thread sleeps, in seconds.
@@ -34,10 +34,10 @@ HALT_GRACE = 5.0
 
 
 def wait_for_children(supervisor: Supervisor) -> None:
-    """Turn the engine, which nobody drives yet, until all children with a handshake are ready.
+    """Turn the engine until all children with a handshake are ready. No driver has started yet.
 
     Raises:
-        SpawnError: of a group, none came up.
+        SpawnError: no child of a group came up.
         celery.exceptions.WorkerShutdown or WorkerTerminate: the worker is to stop.
     """
     scheduler = supervisor.scheduler
@@ -45,7 +45,7 @@ def wait_for_children(supervisor: Supervisor) -> None:
         supervisor.turn(supervisor.wait_time(BOOT_INTERVAL))
         state.maybe_shutdown()
     for group in scheduler.groups.values():
-        # `--autoscale=10,0` starts with none.
+        # With `--autoscale=10,0`, a group starts without children.
         if group.slots and not group.came_up:
             command = shlex.join(group.settings.command)
             failure = group.failure.rstrip()
@@ -57,7 +57,7 @@ def wait_for_children(supervisor: Supervisor) -> None:
 
 
 class HubDriver:
-    """Has kombu's hub turn the engine, to which it is one reader and one timer.
+    """Lets kombu's hub turn the engine. For the hub, the engine is one reader and one timer.
 
     Arguments:
         supervisor: the engine.
@@ -72,24 +72,24 @@ class HubDriver:
         """Do nothing: the hub comes later, with `attach`."""
 
     def attach(self, hub: Any) -> None:
-        """Register with `hub`. Called again after a lost connection.
+        """Register with `hub`. Celery calls this again after a lost connection.
 
-        In between, the hub forgot its readers (`Hub.reset`), and Celery cancelled the timers that
-        had been made while it was connecting.
+        By then, the hub has forgotten its readers (`Hub.reset`), and Celery has cancelled the
+        timers that were made while it was connecting.
         """
         self._hub = hub
         supervisor = self._supervisor
         hub.add_reader(supervisor.fileno(), supervisor.turn)
         supervisor.on_deadline = self._arm
-        # Finds what came while nobody turned the engine, and announces the deadline again.
+        # Serve what came while the engine was not turned, and announce the deadline again.
         supervisor.turn_at_deadline()
 
     def drain(self, unfinished: Callable[[], object]) -> None:
-        """Turn the engine until nothing is `unfinished`, then until no child is left that can be
-        ended.
+        """Turn the engine until nothing is `unfinished`, then until all children are gone that can
+        be killed.
 
-        In a signal handler, above a turn of the engine, it returns at once: what was interrupted
-        is about to do the same.
+        Return at once in a signal handler that has interrupted a turn of the engine: the code that
+        was interrupted is about to drain, too.
         """
         supervisor = self._supervisor
         if supervisor.turning:
@@ -108,7 +108,7 @@ class HubDriver:
             self._hub.remove(self._supervisor.fileno())
 
     def _turn(self) -> None:
-        """Turn the engine while the hub does not, and keep its heartbeats and acks going."""
+        """Turn the engine, because the hub does not; run the hub's heartbeats and acks, too."""
         self._supervisor.turn(self._supervisor.wait_time(DRAIN_INTERVAL))
         if self._hub is not None:
             self._hub.fire_timers()
@@ -130,7 +130,7 @@ class ThreadDriver:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
-        # No lock in it: a signal handler may set it at any time.
+        # A plain attribute without a lock: a signal handler may set it at any time.
         self._ending = False
         self._unfinished: Callable[[], object] | None = None
         self._thread = threading.Thread(target=self._run, name="subproc-engine", daemon=True)
@@ -143,13 +143,13 @@ class ThreadDriver:
         """Do nothing: there is no event loop."""
 
     def drain(self, unfinished: Callable[[], object]) -> None:
-        """Let the thread turn until nothing is `unfinished` and no child is left that can be
-        ended; then it ends."""
+        """Let the thread turn the engine until nothing is `unfinished`, then until all children are
+        gone that can be killed; then end it."""
         self._unfinished = unfinished
         self._end(None)
 
     def halt(self) -> None:
-        """End the thread, whatever is unfinished."""
+        """End the thread, even if something is unfinished."""
         self._end(HALT_GRACE)
 
     def _end(self, patience: float | None) -> None:

@@ -1,14 +1,12 @@
-"""Jobs of external children whose trace nobody could see: they are done without one.
+"""The fast path: a job of an external child that Celery's tracer has no part in, if it succeeds.
 
-Layer: above `compat` and `tasks`; imports Celery.
-
-Celery's tracer calls hooks, signals and the result backend around a task. They may block, so each
-job that is traced in the worker has a thread, and handing it to and fro costs more than what the
-child does. A task that has no hooks and no receivers of signals goes another way: its request is
-written as soon as a child is idle, and `ok` is told to Celery in the tracer's words. If its result
-is to be stored, a thread does that, and only that. Any other reply (an error, a retry, ...) is
-Celery's business: the job is traced after all, with the reply at hand, and nobody is there to see
-that the trace began late.
+Celery's tracer calls hooks, signals and the result backend around a task. They may block. So each
+job that is traced in the worker needs a thread, and passing the job to that thread and back costs
+more than what the child does. A task without hooks, and without receivers of signals, needs none
+of that. On the fast path its request is written as soon as a child is idle, and Celery is told of
+``ok`` with what the tracer would have returned. If the result is to be stored, a thread does only
+that. Other replies (an error, a retry, ...) fall back to the tracer: it traces the job with the
+reply at hand, and no code can see that the trace began late.
 """
 
 from __future__ import annotations
@@ -31,141 +29,156 @@ from ..wire.messages import encode_request
 from .compat import as_current, ignores_result, is_observed, may_be_observed
 from .tasks import payload
 
-__all__ = ("Shortcut", "Untraced")
+__all__ = ("FastPath", "FastRequest")
 
 
-class Shortcut(NamedTuple):
-    """How a job is done without a trace."""
+class FastRequest(NamedTuple):
+    """The request of a job on the fast path."""
 
-    #: The request for the child.
+    #: The line for the child.
     line: bytes
-    #: The fields of the request, as the tracer would have them in a `Context`.
-    request: dict[str, Any]
-    #: Whether its result is to be stored.
+    #: The request's fields, as the tracer would have them in a `Context`.
+    fields: dict[str, Any]
+    #: Whether the result is to be stored.
     stores: bool
 
     @property
     def context(self) -> Context:
-        """The request, as Celery has it. Made anew: it costs, and most jobs don't need it."""
-        return Context(self.request)
+        """The request, as Celery has it. Made on demand: it is costly, and most jobs need none."""
+        return Context(self.fields)
 
 
-class Untraced:
-    """Finds such jobs, and tells of their success.
+class FastPath:
+    """Finds the jobs that can take the fast path, and does what the tracer does when they succeed.
 
     Arguments:
         app: the worker's app.
         hostname: the worker's node name.
-        tracked: the tasks that are to be STARTED while they run, by name.
+        tracked: by the name of each external task, whether its state is to be STARTED while it
+            runs.
     """
 
     def __init__(self, app: Celery, hostname: str, tracked: Mapping[str, bool]) -> None:
         self._app = app
-        # Not by `app.tasks` for each job: that takes a lock.
+        # `app.tasks` takes a lock: not for each job.
         self._tasks = app.tasks
         self._hostname = hostname
         self._tracked = tracked
         self._accept = prepare_accept_content(app.conf.accept_content)
-        #: Of each task that came: whether its class leaves nothing to see. A reloaded module makes
-        #: another task of the same name.
+        #: By the name of each task that came: the task, and whether its class lets nothing be seen
+        #: of a trace. A reloaded module makes another task of the same name.
         self._known: dict[str, tuple[Task, bool]] = {}
 
-    def shortcut(
+    def request_for(
         self, arguments: Sequence[Any], tells_progress: bool, body: Any = None
-    ) -> Shortcut | None:
-        """Return how to do a job, if it needs no trace.
+    ) -> FastRequest | None:
+        """Return the request of a job, if the job can take the fast path.
 
         Arguments:
             arguments: the tracer's: the task's name and id, the request's headers, the body, its
                 content type and encoding.
-            tells_progress: whether its child may tell of its progress, which is stored too.
-            body: the body, if somebody has deserialized it already.
+            tells_progress: whether the child may tell of its progress, which is stored too.
+            body: the body, if Celery has deserialized it already.
 
         Returns:
-            None if the tracer must see to it, which also fails the job if its arguments can't be
+            None if the job needs the tracer. The tracer also fails a job whose arguments can't be
             read or written.
         """
-        name, task_id, headers, sent_body, content_type, content_encoding = arguments
+        name, task_id, headers, *_ = arguments
         task = self._tasks[name]
-        if is_observed() or not self._leaves_nothing_to_see(task):
+        if is_observed() or not self._is_silent(task):
             return None
         try:
-            if not content_type:
-                body = sent_body
-            elif body is None:
-                body = loads(sent_body, content_type, content_encoding, accept=self._accept)
-            args, kwargs, embed = body
-            if not isinstance(args, (list, tuple)) or not isinstance(kwargs, dict):
+            args, kwargs, embed = self._body_of(arguments, body)
+            if not _can_be_called_with(args, kwargs):
                 return None
-            if kwargs and ("self" in kwargs or not all(isinstance(key, str) for key in kwargs)):
-                # The tracer can't call a task with these: it fails the job.
+            fields = self._fields(name, task_id, {**headers, **(embed or {})}, args, kwargs)
+            if fields.get("callbacks") or fields.get("chain") or fields.get("chord"):
                 return None
-            request = {
-                **headers,
-                **(embed or {}),
-                "task": name,
-                "id": task_id,
-                "args": args,
-                "kwargs": kwargs,
-                "hostname": self._hostname,
-                "is_eager": False,
-                "called_directly": False,
-            }
-            if request.get("callbacks") or request.get("chain") or request.get("chord"):
-                return None
-            ignored = ignores_result(task, request)
+            ignored = ignores_result(task, fields)
             if not ignored and (tells_progress or self._tracked.get(name)):
                 return None
-            message = payload(name, request, _own_headers(request), args, kwargs)
-            line = encode_request(task_id, message)
+            message = payload(name, fields, _own_headers(fields), args, kwargs)
+            return FastRequest(encode_request(task_id, message), fields, stores=not ignored)
         except Exception:
             return None
-        return Shortcut(line, request, stores=not ignored)
 
-    def store(self, shortcut: Shortcut, result: Any) -> None:
+    def _body_of(self, arguments: Sequence[Any], known: Any) -> Any:
+        """Return the body of the message: args, kwargs, and more fields of the request."""
+        *_, sent, content_type, content_encoding = arguments
+        if not content_type:
+            return sent
+        if known is not None:
+            return known
+        return loads(sent, content_type, content_encoding, accept=self._accept)
+
+    def _fields(
+        self, name: str, task_id: str, sent: dict[str, Any], args: Any, kwargs: Any
+    ) -> dict[str, Any]:
+        """Return the fields of a request, as the tracer makes them of those that were `sent`."""
+        sent.update(
+            task=name,
+            id=task_id,
+            args=args,
+            kwargs=kwargs,
+            hostname=self._hostname,
+            is_eager=False,
+            called_directly=False,
+        )
+        return sent
+
+    def store(self, request: FastRequest, result: Any) -> None:
         """Store the `result` of a job, as the tracer would. It may block."""
-        context = shortcut.context
+        context = request.context
         self._tasks[context.task].backend.mark_as_done(context.id, result, context)
 
-    def succeed(self, shortcut: Shortcut, result: Any, runtime: float) -> tuple[int, str, float]:
+    def succeed(self, request: FastRequest, result: Any, runtime: float) -> tuple[int, str, float]:
         """Log that a job succeeded, and return what the tracer would.
 
         Arguments:
-            shortcut: how the job was done.
+            request: the job's.
             result: what the child replied.
-            runtime: seconds that it took.
+            runtime: seconds that the job took.
         """
-        request = shortcut.request
-        task = self._tasks[request["task"]]
+        fields = request.fields
+        task = self._tasks[fields["task"]]
         text: str = "None"
         if result is not None:
             text = saferepr(result, task.resultrepr_maxsize)
         if tracers_logger.isEnabledFor(logging.INFO):
             facts = {
-                "id": request["id"],
-                "name": request.get("shadow") or task.name,
+                "id": fields["id"],
+                "name": fields.get("shadow") or task.name,
                 "return_value": text,
                 "runtime": runtime,
-                "args": request.get("argsrepr") or safe_repr(request["args"]),
-                "kwargs": request.get("kwargsrepr") or safe_repr(request["kwargs"]),
+                "args": fields.get("argsrepr") or safe_repr(fields["args"]),
+                "kwargs": fields.get("kwargsrepr") or safe_repr(fields["kwargs"]),
             }
-            with as_current(task, shortcut.context):
+            with as_current(task, request.context):
                 log_of_tracer(LOG_SUCCESS, facts)
         return 0, text, runtime
 
-    def _leaves_nothing_to_see(self, task: Task) -> bool:
-        known, nothing = self._known.get(task.name, (None, False))
+    def _is_silent(self, task: Task) -> bool:
+        """Return whether no code but Celery's and ours is called when `task` is traced."""
+        known, silent = self._known.get(task.name, (None, False))
         if known is not task:
-            nothing = not may_be_observed(self._app, task)
-            self._known[task.name] = task, nothing
-        return nothing
+            silent = not may_be_observed(self._app, task)
+            self._known[task.name] = task, silent
+        return silent
 
 
-def _own_headers(request: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the headers of `request` that are none of Celery's, as a `Context` has them."""
-    headers: Mapping[str, Any] | None = request.get("headers")
+def _can_be_called_with(args: object, kwargs: object) -> bool:
+    """Return whether the tracer can call a task with these: otherwise it fails the job."""
+    if not isinstance(args, (list, tuple)) or not isinstance(kwargs, dict):
+        return False
+    return not kwargs or ("self" not in kwargs and all(isinstance(key, str) for key in kwargs))
+
+
+def _own_headers(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the headers of a request that are not Celery's own, as a `Context` has them."""
+    headers: Mapping[str, Any] | None = fields.get("headers")
     if headers is None:
-        return {name: request[name] for name in _own_names(tuple(request))}
+        return {name: fields[name] for name in _own_names(tuple(fields))}
     return headers
 
 
@@ -173,6 +186,7 @@ def _own_headers(request: Mapping[str, Any]) -> Mapping[str, Any]:
 def _own_names(names: tuple[str, ...]) -> tuple[str, ...]:
     """Return those of the `names` of a request's fields that Celery does not know.
 
-    Most requests have the same, and Celery's own search costs as much as all the rest of a job.
+    Cached: most requests have the same names, and Celery's own search costs as much as all the
+    rest of a job.
     """
     return tuple(Context(dict.fromkeys(names)).headers or ())

@@ -1,13 +1,12 @@
-"""What a message must hold before Celery's consumer or the engine works with it.
+"""Checks messages before Celery's consumer or the engine works with them.
 
-Layer: above nothing of ours; imports Celery.
+Celery's consumer takes a message's fields as they are. It looks up the id in a set, unpacks the
+time limits, and walks through the stamps. If one of them has another type, the error ends the
+worker. Or the error comes when the job has a slot already: the slot is lost then.
 
-Celery's consumer takes a message's fields as they are. It looks its id up in a set, unpacks its
-time limits, and walks through its stamps. If one of them is of another type, the error ends the
-worker; or it comes when the job has a slot already, which is then lost. So a task's strategy, which
-is Celery's extension point for what becomes of a message (`celery.app.task.Task.Strategy`), is
-Celery's own one behind a check. A message that fails is rejected, as Celery does with those that it
-finds invalid.
+Celery's extension point for what to do with a message is a task's strategy
+(`celery.app.task.Task.Strategy`). Here it is Celery's own strategy behind a check. A message that
+fails is rejected, as Celery does with messages that it finds invalid.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 
 __all__ = ("ODD_VALUE_ERRORS", "guard_consumer", "seconds")
 
-#: A hundred years, in seconds: what lies beyond is no limit, and overflows clocks.
+#: A hundred years, in seconds: more counts as no limit, and would overflow clocks.
 LONGEST = 100 * 365 * 86400.0
 
-#: Celery's word for its own strategy.
+#: How Celery's own strategy is written.
 _CELERYS = Task.Strategy
 
-#: What Celery's consumer sees to itself.
+#: The errors that Celery's consumer handles.
 _CELERY_HANDLES = (InvalidTaskError, ContentDisallowed, DecodeError)
 
-#: What code raises that meets a value of another type than it expects. Other errors are not the
-#: message's fault: the broker, the result backend or the system is in trouble.
+#: What code raises for a value of an unexpected type. Other errors are not the message's fault: the
+#: broker, the result backend or the system has failed.
 ODD_VALUE_ERRORS = (
     TypeError,
     ValueError,
@@ -45,12 +44,12 @@ ODD_VALUE_ERRORS = (
 
 
 def guard_consumer(app: Celery) -> None:
-    """Let a message that Celery's consumer can't work with be rejected, rather than end the worker.
+    """Reject messages that Celery's consumer can't work with, so that they don't end the worker.
 
-    Tasks that have a strategy of their own keep it.
+    Tasks with a strategy of their own keep it. Tasks that are registered later need another call.
 
     Arguments:
-        app: the worker's app. Tasks that are registered later need another call.
+        app: the worker's app.
     """
     for task in app.tasks.values():
         if task.Strategy == _CELERYS:
@@ -58,12 +57,12 @@ def guard_consumer(app: Celery) -> None:
 
 
 def _checked_strategy(task: Task, app: Celery, consumer: Any) -> Callable[..., Any]:
-    """Return what Celery's own strategy does with a message of `task`, behind a check."""
+    """Return Celery's own strategy for messages of `task`, behind a check."""
     handle = strategy.default(task, app, consumer)
     errors = (*_CELERY_HANDLES, *consumer.connection_errors, *consumer.channel_errors)
 
     def handle_message(message: Any, body: Any, *rest: Any, **options: Any) -> Any:
-        # An older client has all its fields in the body.
+        # Protocol 1 of older clients has all fields in the body.
         _check(body if isinstance(body, Mapping) else message.headers)
         try:
             return handle(message, body, *rest, **options)
@@ -76,10 +75,10 @@ def _checked_strategy(task: Task, app: Celery, consumer: Any) -> Callable[..., A
 
 
 def _check(fields: Mapping[str, Any]) -> None:
-    """Check what would do harm later than in the strategy itself.
+    """Check the fields that would raise later than in the strategy itself.
 
     Raises:
-        InvalidTaskError: a field is not what it must be.
+        InvalidTaskError: a field is of a wrong type.
     """
     task_id = fields.get("id")
     if type(task_id) is not str or not _is_text(task_id):
@@ -98,7 +97,7 @@ def _check(fields: Mapping[str, Any]) -> None:
 
 
 def _is_text(value: str) -> bool:
-    """Return whether UTF-8 can hold `value`: half of a surrogate pair is no character."""
+    """Return whether UTF-8 can encode `value`: half of a surrogate pair is not a character."""
     if value.isascii():
         return True
     try:
@@ -117,15 +116,15 @@ def _check_stamps(stamped: Any, stamps: Any) -> None:
 
 
 def seconds(value: Any, name: str) -> float | None:
-    """Return a time limit as seconds; None for none.
+    """Return a time limit in seconds; None for no limit.
 
     Arguments:
-        value: what a message, a task or the configuration has for it: a number, or what can be
-            read as one, such as text from an environment variable.
-        name: what the error calls it.
+        value: the limit in a message, a task or the configuration: a number, or what can be read
+            as a number, for example text from an environment variable.
+        name: the name of the limit in the error message.
 
     Raises:
-        ValueError: it is no number, or a negative one.
+        ValueError: it is not a number, or it is negative.
     """
     if not value:
         return None
@@ -136,6 +135,6 @@ def seconds(value: Any, name: str) -> float | None:
     if limit >= 0:
         if not 0 < limit < LONGEST:
             return None
-        # As it came, if it is a number: it stands in the log.
+        # A number is returned as it came: it is shown in the log.
         return value if type(value) in (int, float) else limit
     raise ValueError(f"{name}: expected a number of seconds, got {value!r}")

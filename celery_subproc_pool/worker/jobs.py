@@ -1,6 +1,6 @@
-"""A job as Celery sees it: what `apply_async` returns, and how it is traced.
+"""A job as Celery sees it: what `apply_async` returns, and how a thread traces it.
 
-Layer: above `outcome` and `tasks`; imports Celery. Knows no pool: it is given what it calls.
+A job knows no pool. It calls its `Owner`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from billiard.exceptions import WorkerLostError
 from ..core.model import Job
 from ..errors import JobAbandoned, SubprocPoolError
 from ..wire.messages import Reply
-from .fast_path import Shortcut
+from .fast_path import FastRequest
 from .outcome import exception_info
 from .tasks import exchanging
 
@@ -25,43 +25,48 @@ __all__ = ("Callbacks", "Owner", "PoolJob")
 
 
 class Callbacks(NamedTuple):
-    """What Celery wants to be told of one job, by the names that `apply_async` has for it."""
+    """What tells Celery of one job, by the names that `apply_async` has for it."""
 
+    #: Called with the child's pid and the monotonic time, when a child has the job.
     accept_callback: Callable[[int, float], None]
+    #: Called with the tracer's ``(failed, retval, runtime)``; or with what another callable
+    #: returned, as JSON has it, or its repr if JSON can't have it.
     callback: Callable[[tuple[int, Any, float]], None]
+    #: Called if the tracer could not finish, or if another callable has raised.
     error_callback: Callable[[ExceptionInfo], None]
+    #: Called with the keywords ``soft`` and ``timeout``, when a time limit is over.
     timeout_callback: Callable[..., None]
 
 
 class Owner(Protocol):
-    """Who takes a job's wishes to the engine, from any thread."""
+    """Takes a job's wishes to the engine, from any thread."""
 
     def provide(self, job: PoolJob, line: bytes) -> None:
-        """`job` has its request line."""
+        """Give the engine the request line of `job`."""
 
     def traced(self, job: PoolJob) -> None:
-        """The tracing thread of `job` is through, and `job.ending` is set."""
+        """Tell the engine that the tracing thread of `job` is done, and `job.ending` is set."""
 
     def unwound(self, job: PoolJob, report: Callable[[], None]) -> None:
-        """`job`, which was abandoned, stores nothing any more: its end can be told by `report`."""
+        """Let `report` tell Celery how `job` ended. It was abandoned, and stores no more states."""
 
     def terminate_jobs(self, jobs: Sequence[PoolJob], signum: int | str | None) -> None:
-        """`jobs` are to end."""
+        """End `jobs`, with the signal `signum` (default SIGTERM) for their children."""
 
 
 class PoolJob(Job):
     """A job, with what Celery gave for it.
 
-    Celery keeps only a weak reference to it; the pool keeps it alive until it is over.
+    Celery has only a weak reference to a job; `slots.Slots` keeps it alive until it is over.
+
+    `admission.Admission` finds its group, its limits and its request later. That may fail, and then
+    there must be a job that can fail.
 
     Arguments:
-        owner: takes its wishes to the engine.
+        owner: takes the job's wishes to the engine.
         target: Celery's tracer.
         arguments: the tracer's: the task's name, its id, and the rest of the message.
-        callbacks: Celery's.
-
-    Its group, its limits and who traces it are found out later: that may fail, and then there must
-    be a job that fails.
+        callbacks: tell Celery what becomes of the job.
     """
 
     __slots__ = (
@@ -76,8 +81,8 @@ class PoolJob(Job):
         "arguments",
         "callbacks",
         "ending",
+        "fast",
         "pid",
-        "shortcut",
         "stored_before",
     )
 
@@ -93,31 +98,31 @@ class PoolJob(Job):
             task_id=arguments[1],
             task_name=arguments[0],
             group=None,
-            # Other producers than Celery send null, or leave it out.
+            # Foreign producers send null, or leave it out.
             retries=retries if type(retries) is int else 0,
         )
         self.arguments = arguments
         self.callbacks = callbacks
-        #: How it is done, if it is a job of an external child that is not traced from the start.
-        self.shortcut: Shortcut | None = None
-        #: Once accepted: the child's pid, or the worker's own for a job that no child takes.
+        #: Its request, if it is on the fast path.
+        self.fast: FastRequest | None = None
+        #: Once accepted: the child's pid, or the worker's own pid for a job without a child.
         self.pid = 0
-        #: Celery's callback for what the tracer returned or raised, to be called at the end.
+        #: Tells Celery what the tracer returned or raised. To be called at the end.
         self.ending: Callable[[], None] | None = None
-        #: Whether a state was stored that is not its last.
+        #: Whether a state was stored before the last one.
         self.stored_before = False
         self._owner = owner
         self._target = target
         self._asked = False
         self._answer: Reply | BaseException | None = None
-        #: The latest.
+        #: The latest progress that the child told of.
         self._progress: dict[str, Any] | None = None
-        # A bare lock: the cheapest way to wait for another thread.
+        # A lock: the cheapest way to wait for another thread. It is free when there is news.
         self._answered = threading.Lock()
         self._answered.acquire()
-        #: Tells the end of a job that was abandoned.
+        #: Tells Celery of the end of a job that was abandoned.
         self._report: Callable[[], None] | None = None
-        # Taken while the tracing thread stores a state, and for good once the job was abandoned.
+        # Held while the tracing thread stores a state; and forever once the job was abandoned.
         self._storing = threading.Lock()
 
     def terminate(self, signum: int | str | None = None) -> None:
@@ -129,19 +134,19 @@ class PoolJob(Job):
         self._owner.terminate_jobs([self], signum)
 
     def answer(self, answer: Reply | BaseException) -> None:
-        """Let the tracing thread, now or when it asks, have `answer`, or raise it."""
+        """Give `answer` to the tracing thread, now or when it asks. It raises an exception."""
         self._answer = answer
         self._wake()
 
     def abandon(self, report: Callable[[], None]) -> bool:
-        """Unwind the tracing thread, whose job has come to another end.
+        """Unwind the tracing thread: its job has ended in another way.
 
         Arguments:
             report: tells Celery of that end.
 
         Returns:
-            Whether that can be done now. Otherwise the thread is storing an earlier state, which
-            must not come after the last one: `Owner.unwound` is called when it has.
+            Whether `report` can be called now. If not, the thread is storing an earlier state, and
+            the last one must come after that: the thread calls `Owner.unwound` when it is done.
         """
         self._report = report
         self.answer(JobAbandoned())
@@ -149,10 +154,10 @@ class PoolJob(Job):
 
     @contextmanager
     def storing(self) -> Iterator[None]:
-        """Within this context, a state of the job that is not its last may be stored.
+        """Let a state before the last one be stored within this context.
 
         Raises:
-            JobAbandoned: the job is over; its end was reported already.
+            JobAbandoned: the job is over, and Celery knows how.
         """
         if not self._storing.acquire(blocking=False):
             raise JobAbandoned
@@ -161,28 +166,28 @@ class PoolJob(Job):
             yield
         finally:
             self._storing.release()
-            # After the release: whoever of the two threads gets the lock now reports.
+            # After the release: the thread that gets the lock now, this or the engine's, reports.
             if self._report is not None and self._storing.acquire(blocking=False):
                 self._owner.unwound(self, self._report)
 
     def progress(self, meta: dict[str, Any]) -> None:
-        """Let the tracing thread store `meta`, unless something newer comes before it can."""
+        """Let the tracing thread store `meta`. It skips what is not the latest by then."""
         self._progress = meta
         self._wake()
 
     def _wake(self) -> None:
-        # If it is not locked, the thread was woken and has not looked yet. Only one thread wakes
-        # it: that which turns the engine.
+        # If the lock is free, the thread was woken and has not looked yet. There is no race: only
+        # the engine's thread releases it.
         if self._answered.locked():
             self._answered.release()
 
     def exchange(self, line: bytes, on_progress: Callable[[dict[str, Any]], None]) -> Reply:
-        """Give the request `line` to the child, and return its reply; call `on_progress` with the
-        latest that it told of its progress. For the tracing thread.
+        """Give the request `line` to the child, and return its reply. Call `on_progress` with the
+        latest progress that the child told of. Runs in the tracing thread.
 
         Raises:
             ProtocolFault: the child broke the protocol.
-            JobAbandoned: the job is over; its end was reported already.
+            JobAbandoned: the job is over, and Celery knows how.
             SubprocPoolError: it was called before: a job is one exchange.
         """
         if self._asked:
@@ -206,10 +211,10 @@ class PoolJob(Job):
                 on_progress(seen)
 
     def trace(self) -> Callable[[], None] | None:
-        """Run Celery's tracer, which stores the result. Called in a tracing thread.
+        """Run Celery's tracer, which stores the result. Runs in a tracing thread.
 
         Returns:
-            What tells the engine of it; None if the job was abandoned.
+            A function that tells the engine; None if the job was abandoned.
         """
         try:
             with exchanging(self):
@@ -219,9 +224,28 @@ class PoolJob(Job):
         except Exception as exc:
             self.ending = partial(self.callbacks.error_callback, exception_info(exc))
         except BaseException as exc:
-            # A hook that exits would have ended a prefork process.
+            # A hook has called `sys.exit`. On prefork, it would have ended its process.
             lost = WorkerLostError(f"Worker exited prematurely: {exc!r}")
             self.ending = partial(self.callbacks.error_callback, exception_info(lost))
         else:
             self.ending = partial(self.callbacks.callback, result)
+        return partial(self._owner.traced, self)
+
+    def store(self, store: Callable[[], None], reply: Reply) -> Callable[[], None] | None:
+        """Call `store` for the result of a job on the fast path. Runs in a tracing thread.
+
+        If that raises, the job falls back to the tracer, which fails it as Celery does.
+
+        Arguments:
+            store: stores the result.
+            reply: the child's reply, with the result.
+
+        Returns:
+            As `trace`.
+        """
+        try:
+            store()
+        except Exception:
+            self.answer(reply)
+            return self.trace()
         return partial(self._owner.traced, self)

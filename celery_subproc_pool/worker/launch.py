@@ -1,6 +1,6 @@
-"""How a fresh interpreter becomes a process of this worker's project, seen from the worker.
+"""The worker's groups of children, and what lets a fresh interpreter load the worker's project.
 
-Layer: above `messages` and `config`; imports Celery. `loading` is the child's side of it.
+`python_child.loading` is the child's side of that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Any
 
 import click
-from celery import Celery
+from celery import Celery, Task
 from celery.app.utils import find_app
 from celery.local import Proxy
 
@@ -46,14 +46,14 @@ __all__ = ("boot_line", "check_executable", "command", "command_of", "groups")
 
 logger = logging.getLogger("celery_subproc_pool")
 
-#: Seconds that an interpreter may take to say what it has.
+#: Seconds that another interpreter may take to say what it has installed.
 PATIENCE = 60.0
 
-#: What a Python child's interpreter must have installed.
+#: The packages that the interpreter of a Python child needs.
 NEEDED = ("celery", "msgspec", PACKAGE)
 
-#: Modules that hold the app in some variable, and are not where it is from; the last is another
-#: name of ``__main__``, by `multiprocessing`.
+#: Modules that have the app in a variable, but do not define it. The last one is what
+#: `multiprocessing` calls ``__main__``.
 _NOT_THE_PROJECTS = ("celery", "kombu", PACKAGE, "__mp_main__")
 
 _QUESTION = """
@@ -74,7 +74,7 @@ def groups(
     max_memory: int | None = None,
     worker: Any = None,
 ) -> dict[str, Group]:
-    """Return the groups of children that a worker has, by name.
+    """Return the worker's groups of children, by name.
 
     Arguments:
         app: the worker's app.
@@ -108,7 +108,7 @@ def groups(
 def command(settings: PythonSettings) -> tuple[str, ...]:
     """Return the program of a Python child, and its arguments.
 
-    Another interpreter gets none of the flags of this one: it may not know them.
+    Another interpreter gets no flags of this one: it may not know them.
     """
     flags: list[str] = []
     if settings.executable is None:
@@ -119,10 +119,10 @@ def command(settings: PythonSettings) -> tuple[str, ...]:
 
 
 def check_executable(settings: PythonSettings, environ: Mapping[str, str] = os.environ) -> None:
-    """Ask another interpreter whether it has what a Python child needs.
+    """If the children have an interpreter of their own, ask it whether it has what they need.
 
     Raises:
-        ConfigError: it lacks something, has another release of this package, or does not run.
+        ConfigError: it lacks a package, has another release of this one, or does not run.
     """
     if settings.executable is None:
         return
@@ -140,10 +140,10 @@ def check_executable(settings: PythonSettings, environ: Mapping[str, str] = os.e
             f" {project} for that interpreter too"
         )
     if release != __version__:
-        # What the two say to each other is no public protocol.
+        # The protocol between worker and Python child is private to a release.
         raise ConfigError(
             f"{path}: expected the release {__version__} of {project}, which the worker has,"
-            f" {settings.executable!r} has {release or 'one that does not say'}: install"
+            f" {settings.executable!r} has {release or 'an unknown one'}: install"
             f" {project}=={__version__} for that interpreter"
         )
 
@@ -151,7 +151,7 @@ def check_executable(settings: PythonSettings, environ: Mapping[str, str] = os.e
 def _ask(
     path: str, executable: str, settings: PythonSettings, environ: Mapping[str, str]
 ) -> tuple[list[int], list[str], str | None]:
-    """Return the version of Python, what is missing there, and the release of this package."""
+    """Return the version of Python, the missing packages, and the release of this package."""
     question = _QUESTION.format(needed=NEEDED, package=PACKAGE)
     try:
         done = subprocess.run(
@@ -166,9 +166,9 @@ def _ask(
         version, missing, release = json.loads(done.stdout)
     except subprocess.CalledProcessError as exc:
         last = exc.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise ConfigError(f"{path}: {executable!r} is no Python that works: {last}") from exc
+        raise ConfigError(f"{path}: {executable!r} is not a working Python: {last}") from exc
     except (OSError, ValueError, subprocess.TimeoutExpired) as exc:
-        raise ConfigError(f"{path}: {executable!r} is no Python that works: {exc}") from exc
+        raise ConfigError(f"{path}: {executable!r} is not a working Python: {exc}") from exc
     return version, missing, release
 
 
@@ -185,29 +185,24 @@ def boot_line(
         app: the worker's app.
         settings: the Python children's.
         hostname: the worker's node name.
-        taken: the tasks that external children take, which need not be known to Python ones.
+        taken: the tasks that external children take: Python children need not know them.
         worker: Celery's worker, if it is known.
 
     Raises:
-        ConfigError: the app can't be imported from anywhere, and can't be pickled either.
+        ConfigError: the app can neither be imported nor be pickled.
     """
     context = command_of(app)
-    options = [] if context is None else list(context.args)
-    tasks = {
-        name: task.__module__
-        for name, task in app.tasks.items()
-        if name not in taken and not name.startswith(CELERY_PREFIX)
-    }
-    recipes = {name: recipe_of(app.tasks[name]) for name in tasks}
+    tasks = _own_tasks(app, taken)
+    recipes = {name: recipe_of(task) for name, task in tasks.items()}
     own = settings.executable is None
     boot = Boot(
         hostname=hostname,
         path=_search_path(settings, own),
         whole_path=own,
         argv=sys.argv,
-        options=options,
+        options=[] if context is None else list(context.args),
         include=[str(module) for module in app.conf.include or ()],
-        tasks=tasks,
+        tasks={name: task.__module__ for name, task in tasks.items()},
         recipes={name: recipe for name, recipe in recipes.items() if recipe is not None},
         settings=configuration.collect(app, () if own else _homes()),
         prelude=replay.note(app, hostname, worker, context, settings.replay),
@@ -217,13 +212,22 @@ def boot_line(
     return messages.encode(boot)
 
 
+def _own_tasks(app: Celery, taken: Mapping[str, str]) -> dict[str, Task]:
+    """Return the tasks of `app`, by name, without Celery's own and without those `taken`."""
+    return {
+        name: task
+        for name, task in app.tasks.items()
+        if name not in taken and not name.startswith(CELERY_PREFIX)
+    }
+
+
 def _warn_of_unseen(app: Celery, settings: PythonSettings, hostname: str, worker: Any) -> None:
     unseen = replay.unseen(app, hostname, worker, settings.replay)
     if unseen:
         logger.warning(
-            "Tasks do not see what these do in the worker, for Python children are fresh"
-            " interpreters: %s. If they should, use worker_process_init instead, or add to"
-            " %s.%s.replay what stands in brackets",
+            "Tasks do not see what these do in the worker, because Python children are fresh"
+            " interpreters: %s. If they should, use worker_process_init instead, or add the name"
+            " in brackets to %s.%s.replay",
             ", ".join(unseen),
             ROOT,
             PYTHON,
@@ -244,7 +248,7 @@ def _how_to_get(app: Celery) -> dict[str, Any]:
 
 
 def _named_on_command_line(app: Celery) -> str | None:
-    """Return what ``celery -A`` was given, if that is how the worker came by `app`."""
+    """Return the argument of ``celery -A``, if the worker got `app` by it."""
     context = command_of(app)
     if context is None:
         return None
@@ -256,8 +260,8 @@ def _named_on_command_line(app: Celery) -> str | None:
 
 
 def command_of(app: Celery) -> click.Context | None:
-    """Return the `celery worker` command that runs, if it does so for `app`. Its ``args`` are the
-    ``name=value`` that stood behind ``--``."""
+    """Return the `celery worker` command that runs, if it runs for `app`. Its ``args`` are the
+    ``name=value`` behind ``--`` on the command line."""
     context = click.get_current_context(silent=True)
     return context if context is not None and _app_of(context) is app else None
 
@@ -267,13 +271,13 @@ def _app_of(context: click.Context) -> Celery | None:
 
 
 def _unwrapped(app: Any) -> Celery | None:
-    # A project may have it made when it is first used.
+    # A project's app may be a proxy that makes the app on first use.
     found: Celery | None = app._get_current_object() if isinstance(app, Proxy) else app
     return found
 
 
 def _variable_of(app: Celery) -> str | None:
-    """Return ``module:variable`` where `app` stands; of several, rather one that is imported."""
+    """Return a ``module:variable`` that has `app`, preferably not of ``__main__``; or None."""
     found = list(_variables_of(app))
     found.sort(key=lambda name: name.startswith("__main__:"))
     return found[0] if found else None
@@ -291,7 +295,7 @@ def _variables_of(app: Celery) -> Iterator[str]:
 
 
 def _main() -> dict[str, str]:
-    """Return where the code of ``__main__`` is; nothing if it was typed in."""
+    """Return where the code of ``__main__`` is; an empty dict if it was typed in."""
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     if spec is not None:
@@ -304,27 +308,27 @@ def _search_path(settings: PythonSettings, own: bool) -> list[str]:
     try:
         here = os.getcwd()
     except FileNotFoundError:
-        # It was removed.
+        # The working directory was removed.
         here = ""
     path = [entry or here for entry in sys.path]
     if not own:
-        # Another interpreter has a library of its own; what the project added is the project's.
+        # Another interpreter has its own library. The child needs only what the project added.
         path = [entry for entry in path if not _belongs_to_the_interpreter(entry)]
     if settings.cwd is not None and here not in path:
-        # Celery looks for the app where it was started.
+        # Celery looks for the app in the directory that it was started in.
         path.insert(0, here)
     return path
 
 
 def _homes() -> set[str]:
-    """Return the directories that are this interpreter's own."""
+    """Return the directories of this interpreter's own library and scripts."""
     paths = sysconfig.get_paths()
     homes = {paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")}
     return homes | {*site.getsitepackages(), site.getusersitepackages()}
 
 
 def _belongs_to_the_interpreter(entry: str) -> bool:
-    # Below: `lib-dynload`. The standard library may also stand in a file of this name.
+    # `lib-dynload` is below one of them. The standard library may also be in a zip file.
     return entry.endswith(".zip") or any(
         entry == home or entry.startswith(home + os.sep) for home in _homes()
     )

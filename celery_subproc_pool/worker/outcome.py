@@ -1,7 +1,4 @@
-"""What became of a job, in Celery's terms: results, exceptions, `ExceptionInfo`.
-
-Layer: above `live`; imports Celery and billiard.
-"""
+"""Puts the outcome of a job in Celery's terms: results, exceptions, `ExceptionInfo`."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ __all__ = (
     "throttles_of",
 )
 
-#: The message header that counts how often a task was throttled.
+#: The message header with the number of times that a task was throttled.
 THROTTLES_HEADER = "subproc_throttles"
 
 
@@ -37,15 +34,15 @@ def conclude(
     throttle_max_retries: int | None,
     over: float | None = None,
 ) -> Any:
-    """Return the result that `reply` stands for, or raise what it stands for.
+    """Return the result in `reply`, or raise the exception that `reply` means.
 
-    Called in the tracing thread of `task`, whose request is the current one.
+    Called in a tracing thread. The request is the current one of `task`.
 
     Arguments:
         task: the task.
         reply: what the child answered.
-        throttle_max_retries: how often it may be throttled; None is without end.
-        over: the soft time limit, in seconds, that the child was told is over; None is none.
+        throttle_max_retries: how often the task may be throttled; None is without limit.
+        over: the soft time limit, in seconds, if the child was told that it is over; else None.
 
     Raises:
         SoftTimeLimitExceeded: for `error`, if the soft time limit is over.
@@ -74,7 +71,7 @@ def conclude(
 
 
 def throttles_of(headers: Mapping[str, Any]) -> int:
-    """Return how often a request with these `headers` of its own was throttled before."""
+    """Return how often a request was throttled before, by its `headers` that are not Celery's."""
     count = headers.get(THROTTLES_HEADER, 0)
     return count if isinstance(count, int) else 0
 
@@ -90,7 +87,7 @@ def _throttle(task: Task, reply: messages.Throttled, most: int | None) -> NoRetu
         )
     countdown = reply.retry_after_secs
     retries = request.retries
-    # `retry` counts one up, but being throttled is no failure: the count stays what it was.
+    # `retry` adds one, but being throttled is not a failure: the count stays the same.
     request.retries = retries - 1
     try:
         raise task.retry(
@@ -102,7 +99,7 @@ def _throttle(task: Task, reply: messages.Throttled, most: int | None) -> NoRetu
 
 
 def protocol_fault(reason: str, facts: ChildFacts | None) -> ProtocolFault:
-    """Return the error of a job whose child broke the protocol; it tells a person what to do."""
+    """Return the error of a job whose child broke the protocol. It says what to do about it."""
     advice = (
         " Its stdout is reserved for the protocol's messages, one a line: it must print everything"
         " else to stderr."
@@ -113,15 +110,15 @@ def protocol_fault(reason: str, facts: ChildFacts | None) -> ProtocolFault:
 
 
 def exception(outcome: Lost | Terminated, facts: ChildFacts | None) -> Exception:
-    """Return billiard's error for a job that was lost or terminated, as prefork gives it; our own
-    for one that was lost once too often."""
+    """Return billiard's error for a job that was lost or terminated, as on prefork; our own error
+    if the job has crashed too many children."""
     error: Exception
     if isinstance(outcome, Terminated):
         error = BilliardTerminated(-outcome.signum)
     elif outcome.crashes:
         error = PoisonousTaskError(
-            f"It has cost {outcome.crashes} children of this worker, as many as it may"
-            " (max_crashes), and is rejected. The last one:"
+            f"It has crashed {outcome.crashes} children of this worker, as many as max_crashes"
+            " allows, and is rejected. The last one:"
             f" {_how(outcome, facts)}.{_tail(facts)}"
         )
     else:

@@ -1,7 +1,6 @@
-"""Tells Celery how jobs ended, where no tracer in the worker does.
+"""Tells Celery and the log how jobs ended, if no tracer in the worker does.
 
-Layer: above `jobs`, `compat` and `messages`; imports Celery. All of it is called on the thread that
-turns the engine, and calls Celery's callbacks.
+All of it is called on the engine's thread, and calls Celery's callbacks.
 """
 
 from __future__ import annotations
@@ -34,18 +33,26 @@ from .requests import (
     store_revoked_again,
 )
 
-__all__ = ("acceptance_failed", "end_failed", "for_tracer", "refused", "report")
+__all__ = (
+    "acceptance_failed",
+    "end_failed",
+    "for_tracer",
+    "refused",
+    "report",
+)
 
 logger = get_logger(__name__)
 
 
 def for_tracer(result: Outcome, facts: ChildFacts | None) -> messages.Reply | Exception | None:
-    """Return what the tracer of an external job makes of `result`: a reply, or what its exchange
-    raises; None if no tracer has a part in such an end.
+    """Return what the tracer of an external job needs to end it: a reply, or an exception to raise.
 
     Arguments:
         result: how the job's time with its child ended.
         facts: what is known of the child.
+
+    Returns:
+        None if the tracer has no part in this end: `report` tells Celery of it.
     """
     if isinstance(result, Answered):
         return result.reply
@@ -58,11 +65,11 @@ def for_tracer(result: Outcome, facts: ChildFacts | None) -> messages.Reply | Ex
 
 
 def report(app: Celery, job: PoolJob, result: Outcome, facts: ChildFacts | None) -> None:
-    """Tell Celery of an end that a tracer here has no part in.
+    """Tell Celery of an end that no tracer in the worker has a part in.
 
     Arguments:
         app: the worker's app.
-        job: whose end it is.
+        job: the job that ended.
         result: how its time with its child ended.
         facts: what is known of the child.
     """
@@ -93,37 +100,36 @@ def report(app: Celery, job: PoolJob, result: Outcome, facts: ChildFacts | None)
 
 
 def refused(job: PoolJob, error: Exception) -> None:
-    """Tell Celery that `job` fails with `error` before any child could have it."""
-    # Nobody has accepted it, which is when Celery acknowledges most messages. One that is never
-    # acknowledged keeps its place among those that may be in flight, and comes again.
+    """Tell Celery that `job` fails with `error`, before a child could have it."""
+    # Celery acknowledges most messages when their job is accepted. This one never will be: its
+    # message would count as in flight for good, and would be delivered again.
     acknowledge_early(job)
     job.callbacks.error_callback(outcome.exception_info(error))
 
 
 def acceptance_failed(job: PoolJob) -> None:
-    """Celery raised when it was told that `job` is accepted. A child has it all the same."""
+    """Log that Celery raised when it was told that `job` is accepted. A child does it anyway."""
     logger.exception("Celery failed when it was told that %s has begun; it goes on", job.title)
-    # Otherwise the message would keep its place among those that may be in flight, for good.
+    # Otherwise the message would count as in flight for good.
     acknowledge_early(job)
 
 
 def end_failed(job: PoolJob, error: Exception) -> None:
-    """Celery raised `error` when it was told how `job` ended."""
+    """Log that Celery raised `error` when it was told how `job` ended."""
     logger.error(
         "Celery failed when it was told how %s ended: %r", job.title, error, exc_info=error
     )
     if isinstance(error, ODD_VALUE_ERRORS):
-        # It would fail in the same way each time that the broker delivers it.
+        # It would fail in the same way each time the broker delivers it.
         reject(job)
 
 
 def _report_traced(app: Celery, job: PoolJob, reply: python.Traced | python.Returned) -> None:
-    """Tell Celery how a Python child's own trace ended; or whoever has given a callable, how that
-    did."""
+    """Tell Celery how the trace in a Python child ended, or the caller how a callable ended."""
     try:
         end = codec.decode_end(app, reply)
     except Exception as exc:
-        # Whatever it is, the job has come to its end.
+        # Whatever it is, the job has ended.
         end = codec.End(True, outcome.exception_info(exc))
     callbacks = job.callbacks
     (callbacks.error_callback if end.escaped else callbacks.callback)(end.result)

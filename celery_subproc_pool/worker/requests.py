@@ -1,4 +1,7 @@
-"""What is asked of Celery's `Request`, whose methods the callbacks of a job are."""
+"""What reaches into Celery's `Request` (5.3 to 5.7: celery/worker/request.py).
+
+The callbacks of a task's job are methods of its `Request`: that is how the pool gets at it.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +38,14 @@ _TRACERS = (fast_trace_task, trace_task_ret)
 
 
 def is_tracer(target: Any, arguments: Sequence[Any], callback: Any) -> bool:
-    """Return whether `target`, which the pool is to call, traces a task's message: it is Celery's
-    own tracer, or what somebody has wrapped around it or put into its place.
+    """Return whether `target` traces a task's message: Celery's own tracer, or a wrapper or
+    replacement of it.
 
     Arguments:
-        target: what `apply_async` was given.
-        arguments: its arguments.
-        callback: one of those that `apply_async` was given. What a `Request` has called with its
-            own message traces that message, whatever it is.
+        target: what `apply_async` was given to call.
+        arguments: the arguments for it.
+        callback: one of the callbacks that `apply_async` was given. If it is a method of a
+            `Request`, and the arguments are that request's message, then `target` is a tracer.
     """
     if target is fast_trace_task:
         return True
@@ -53,22 +56,23 @@ def is_tracer(target: Any, arguments: Sequence[Any], callback: Any) -> bool:
 
 
 def _unwrapped(function: Any) -> Any:
-    """Return what was wrapped, as `functools.wraps` and wrapt tell; `function` itself otherwise."""
+    """Return the function that `function` wraps, if `functools.wraps` or wrapt made it; otherwise
+    `function` itself."""
     try:
         return inspect.unwrap(function)
     except Exception:
-        # It wraps itself, or has an attribute for every name.
+        # It wraps itself, or it has an attribute for every name.
         return function
 
 
 def report_hard_timeout(job: Any, seconds: float) -> None:
-    """Tell Celery that the hard limit of `job`, a `jobs.PoolJob`, was over after `seconds`.
+    """Tell Celery that `job`, a `jobs.PoolJob`, has exceeded its hard limit of `seconds`.
 
-    Prefork calls both callbacks, which on Celery 5.7 runs the errbacks, `on_failure` and the
-    `task_failure` signal twice (seen). Here everything happens once: since 5.7 `on_timeout` does
-    it all; before, it neither rejects the message nor sends the event and the signal, but
-    `on_failure` does, and lacks the words for the log. Others than Celery's `Request` are told as
-    by prefork.
+    Prefork calls both callbacks. On Celery 5.7, that runs the errbacks, `on_failure` and the
+    `task_failure` signal twice (seen). Here all of it happens once. Since 5.7, `on_timeout` does
+    all of it. Before, `on_timeout` neither rejects the message nor sends the event and the signal;
+    `on_failure` does, but it does not write the log message. Callbacks of anything else than
+    Celery's `Request` are both called, as on prefork.
     """
     if _request_of(job.callbacks.error_callback) is None:
         job.callbacks.error_callback(exception_info(TimeLimitExceeded(seconds)))
@@ -82,12 +86,14 @@ def report_hard_timeout(job: Any, seconds: float) -> None:
 
 
 def deserialized_body(callback: Callable[..., Any]) -> Any:
-    """Return the body of a message as Celery has deserialized it when it came; None if it is not
-    known, or somebody may have changed it since: the tracer would read the message anew.
+    """Return the body of a message as Celery's `Request` deserialized it.
 
     Arguments:
-        callback: one of those that `apply_async` was given: a method of Celery's `Request` (5.3 to
-            5.7), which has looked at the arguments.
+        callback: one of the callbacks that `apply_async` was given.
+
+    Returns:
+        None if it is not known, or if a receiver of `task_received` may have changed it: the tracer
+        would deserialize the message again.
     """
     request = _request_of(callback)
     if request is None or signals.task_received.receivers:
@@ -103,28 +109,26 @@ def _request_of(callback: Callable[..., Any]) -> Any:
 
 def is_cancelled(job: Any) -> bool:
     """Return whether Celery ends `job`, a `jobs.PoolJob`, because the worker stops or has lost its
-    broker, and not because somebody has revoked it.
+    broker; not because it was revoked.
 
-    A cold shutdown cancels its jobs before it says so anywhere (5.3 to 5.7: `Request.cancel`).
+    A cold shutdown cancels its jobs before it sets `state.should_terminate` (`Request.cancel`).
     """
     request = _request_of(job.callbacks.error_callback)
     return request is not None and request._already_cancelled
 
 
 def is_unacknowledged(job: Any) -> bool:
-    """Return whether the broker still has the message of `job`, a `jobs.PoolJob`, which it delivers
-    again when the worker is gone (5.3 to 5.7: `Request.acknowledged`)."""
+    """Return whether the broker still has the message of `job`, a `jobs.PoolJob`, and delivers it
+    again when the worker is gone (`Request.acknowledged`)."""
     request = _request_of(job.callbacks.error_callback)
     return request is not None and not request.acknowledged
 
 
 def reject(job: Any) -> None:
-    """Reject the message of `job`, a `jobs.PoolJob`: the broker drops it or puts it aside, and
-    does not deliver it again.
+    """Reject the message of `job`, a `jobs.PoolJob`: the broker drops it or dead-letters it, and
+    does not deliver it again. Do nothing if it was acknowledged early.
 
-    Celery has no callback for it, but its callbacks are methods of the `Request` that has one
-    (5.3 to 5.7: celery/worker/request.py). Of a message that was acknowledged early, nothing is
-    left to reject.
+    Celery gives the pool no callback for that.
     """
     request = _request_of(job.callbacks.error_callback)
     if request is not None:
@@ -132,20 +136,21 @@ def reject(job: Any) -> None:
 
 
 def acknowledge_early(job: Any) -> None:
-    """Acknowledge the message of `job`, a `jobs.PoolJob`, if that is not to wait for its end (as
-    `Request.on_accepted` does, 5.3 to 5.7)."""
+    """Acknowledge the message of `job`, a `jobs.PoolJob`, unless its task has `acks_late`.
+
+    `Request.on_accepted` does the same.
+    """
     request = _request_of(job.callbacks.error_callback)
     if request is not None and not request.task.acks_late:
         request.acknowledge()
 
 
 def store_revoked_again(job: Any) -> None:
-    """Store that `job`, a `jobs.PoolJob`, is REVOKED, if it is, once more.
+    """Store the state REVOKED of `job`, a `jobs.PoolJob`, once more, if it is revoked.
 
-    Celery stores it before it tells the pool (5.3 to 5.7: `Request.terminate`), when the tracing
-    thread may be about to store an earlier state, and a Python child its own end of the job. Only
-    the state is stored again: the rest of `mark_as_revoked`, such as telling a chord, has been
-    done.
+    Celery stores it before it tells the pool (`Request.terminate`). At that moment the tracing
+    thread may be about to store an earlier state, or a Python child its own result. Only the state
+    is stored again: the rest of `mark_as_revoked`, such as telling a chord, is done.
     """
     request = _request_of(job.callbacks.error_callback)
     if request is not None and request._already_revoked and request.store_errors:

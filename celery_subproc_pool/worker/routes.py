@@ -1,6 +1,6 @@
-"""Which group of children takes a task: by its own `child`, by the settings, or by announcement.
+"""Which group of children takes a task: by its `child`, by the settings, or by announcement.
 
-Layer: above `tasks`; imports Celery. A task that an external group takes gets another body.
+A task that an external group takes gets another body: `tasks.run_in_child`.
 """
 
 from __future__ import annotations
@@ -26,40 +26,40 @@ class Routes:
         settings: the pool's settings.
 
     Raises:
-        ConfigError: a task names a group that there is not.
+        ConfigError: a task names a group that is not configured.
     """
 
     def __init__(self, app: Celery, settings: PoolSettings) -> None:
         self._app = app
         self._settings = settings
-        #: The tasks that children have announced, by the names of their groups.
+        #: By the name of each group: the tasks that its children have announced.
         self._announced: dict[str, set[str]] = {name: set() for name in settings.children}
-        #: The group of each task that came so far; None for the worker itself.
+        #: By the name of each task that came so far: its group; None is the worker itself.
         self._known: dict[str, str | None] = {}
-        #: Whether a task that an external group takes is to be STARTED while it runs.
+        #: By the name of each external task: whether its state is to be STARTED while it runs.
         self.tracked: dict[str, bool] = {}
-        #: The group of each task that an external one takes.
+        #: By the name of each external task: its group.
         self.external: dict[str, str] = {}
         for child in settings.children.values():
             self._register(child.exact_tasks())
         self.renew()
 
     def renew(self) -> None:
-        """Look at the app's tasks anew, and let the groups have theirs.
+        """Route the app's tasks again: there may be new ones.
 
         Raises:
-            ConfigError: a task names a group that there is not.
+            ConfigError: a task names a group that is not configured.
         """
         groups = {name: self._bind(task) for name, task in self._app.tasks.items()}
         self.external = {name: group for name, group in groups.items() if group is not None}
         self._known.clear()
 
     def announce(self, group: str, names: Iterable[str]) -> list[str]:
-        """Let `group` have the tasks `names`, as its children do them, where no group before it
-        takes them. Celery's own are not for children to announce.
+        """Route the tasks `names` to `group`, whose children announce them, unless a group before
+        it takes them. Ignore Celery's own tasks: children can't take those.
 
         Returns:
-            The names that it has from now on, and had not.
+            The names of the tasks that are new for the group.
         """
         known = self._announced[group]
         new = [n for n in sorted(names) if n not in known and not n.startswith(CELERY_PREFIX)]
@@ -73,23 +73,24 @@ class Routes:
         return [name for name in new if self.external.get(name) == group]
 
     def find(self, name: str, has_python_children: bool) -> str | None:
-        """Return the group that takes the task `name`; None for the worker itself, which runs
-        Celery's own tasks if it has no Python children.
+        """Return the group that takes the task `name`.
 
-        A task that nobody takes will fail with an error that says so.
+        None is the worker itself. It runs Celery's own tasks if it has no Python children; and it
+        runs tasks without a group, which fail with an error that says so.
         """
         if name not in self._known:
             self._known[name] = self._find(self._app.tasks[name], has_python_children)
         return self._known[name]
 
     def takes_tasks(self, group: str) -> bool:
-        """Return whether `group` has a task, or may have one that is registered later."""
+        """Return whether `group` has a task, or can get one that is registered later."""
         return bool(self._settings.children[group].tasks) or group in self.external.values()
 
     @property
     def without(self) -> list[str]:
-        """The names of the app's tasks that no external group takes, but for Celery's own, and
-        for those that no Python child can do either (children may announce them yet)."""
+        """The names of the app's tasks that no external group takes. Without Celery's own, and
+        without `SubprocTask`s: Python children can't do them, and external ones may announce them
+        later."""
         return sorted(
             name
             for name, task in self._app.tasks.items()
@@ -100,7 +101,7 @@ class Routes:
 
     @property
     def need_python_children(self) -> bool:
-        """Whether there is, or may come, a task that no external child takes."""
+        """Whether there is a task that no external child takes, or may be one later."""
         return not self._settings.children or bool(self.without)
 
     def _find(self, task: Task, has_python_children: bool) -> str | None:
@@ -114,17 +115,18 @@ class Routes:
     def _register(self, names: Iterable[str]) -> None:
         for name in names:
             if name not in self._app.tasks:
-                # With the app, it is one of the app's own task class, as if it were declared.
+                # With `app`, the task derives from the app's own task class, as a declared one.
                 facts = {"name": name, "app": self._app}
                 self._app.register_task(type("Registered", (SubprocTask,), facts)())
 
     def _bind(self, task: Task) -> str | None:
-        """Have the external group that takes `task`, if there is one, run it; return its name."""
+        """Return the external group that takes `task`, and let it run the task; None if there is
+        no such group."""
         group = self._group_of(task)
         if group is not None:
             most = self._settings.children[group].throttle_max_retries
-            # Celery's tracer would store its own pid, and maybe after the job's end: a revoke does
-            # not wait for it.
+            # Celery's tracer would store STARTED with the worker's pid, and maybe after the job's
+            # end: a revoke does not wait for it.
             tracked = self.tracked.setdefault(task.name, bool(task.track_started))
             task.track_started = False
             _set_body(task, partial(run_in_child, task, most, tracked))
@@ -151,7 +153,7 @@ class Routes:
 
 def _set_body(task: Task, run: Callable[..., Any]) -> None:
     """Make `run` the body of `task`. With `autoretry_for`, `task.run` is Celery's wrapper of
-    `_orig_run` (celery/app/autoretry.py), and must go on wrapping."""
+    `_orig_run` (celery/app/autoretry.py): keep the wrapper."""
     if hasattr(task, "_orig_run"):
         task._orig_run = run
     else:
@@ -159,10 +161,10 @@ def _set_body(task: Task, run: Callable[..., Any]) -> None:
 
 
 def _refuse(task: Task, /, *args: Any, **kwargs: Any) -> Any:
-    remedy = f"add its name to {ROOT}.children.<name>.tasks, or let their children announce it"
+    remedy = f"add its name to {ROOT}.children.<name>.tasks, or let the children announce it"
     if not isinstance(task, SubprocTask):
         remedy += (
-            "; or start the worker again for it to have Python children too: the task was"
-            " registered after it started"
+            "; or restart the worker, so that it has Python children, too: the task was registered"
+            " after it had started"
         )
     raise ConfigError(f"no children of this worker take the task {task.name}: {remedy}")

@@ -1,7 +1,8 @@
-"""Tasks that run in external children: the base class, and what such a task does when it runs.
+"""Tasks that run in external children: the base class, and the body that they get.
 
-Layer: above `outcome` and `compat`; imports Celery. `run()` of a task that `routes` gave to a group
-is one exchange with a child, made in the tracing thread that the pool started for the job.
+That body (`run_in_child`) is one exchange with a child. It runs in a tracing thread of the worker.
+
+Web processes import this module to send tasks: it must not import the engine or `celery.worker`.
 """
 
 from __future__ import annotations
@@ -27,20 +28,20 @@ __all__ = ("PROGRESS", "Exchange", "SubprocTask", "exchanging", "payload", "run_
 
 logger = get_logger(__name__)
 
-#: The state of a task whose child has told how far it is, as in Celery's own documentation.
+#: The state of a task that has told of its progress, as in Celery's documentation.
 PROGRESS = "PROGRESS"
 
 _current = threading.local()
 
 
 class Exchange(Protocol):
-    """A job with a child to talk to."""
+    """A job that can talk to its child."""
 
     #: Celery's id of the task.
     task_id: str
     #: Its soft time limit, in seconds.
     soft_timeout: float | None
-    #: Why its child was told to end it.
+    #: Why the child was told to end it; None if it was not.
     cancelled: CancelReason | None
 
     @property
@@ -48,28 +49,28 @@ class Exchange(Protocol):
         """The child's pid."""
 
     def exchange(self, line: bytes, on_progress: Callable[[dict[str, Any]], None]) -> Reply:
-        """Give the request `line` to the child, and return its reply; meanwhile, call
-        `on_progress` with what it tells of its progress."""
+        """Give the request `line` to the child, and return its reply. Meanwhile, call
+        `on_progress` with the progress that the child tells of."""
 
     def storing(self) -> AbstractContextManager[None]:
-        """Within this context, a state of the job that is not its last may be stored."""
+        """Let a state before the last one be stored within this context."""
 
 
 class _OfItsApp(ABCMeta):
-    """Has the tasks of an app derive from the task class of that app, too.
+    """Lets the tasks of an app also derive from the task class of that app.
 
-    Celery gives the class of a task its ``app``, but derives it from the base that was asked for
-    instead of from ``app.Task`` (5.3 to 5.7: `Celery._task_from_fun`). What the app's class offers
-    is wanted all the same: Django's ``delay_on_commit``, Flask's context, a project's own.
+    For a task with a ``base``, Celery sets ``app`` in the class, but derives it from the base
+    instead of from ``app.Task`` (5.3 to 5.7: `Celery._task_from_fun`). The task needs what
+    ``app.Task`` offers, too: Django's ``delay_on_commit``, Flask's context, a project's own.
 
-    An `ABCMeta`, because bases of tasks often are abstract base classes.
+    It is an `ABCMeta`, because bases of tasks often are abstract base classes.
     """
 
     def __new__(
         mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any
     ) -> Any:
         app: Any = namespace.get("app")
-        # Not `isinstance`: it would make an app for `celery.current_app`, a proxy.
+        # Not `isinstance`: for the proxy `celery.current_app`, that would make an app.
         if not issubclass(type(app), Celery):
             return super().__new__(mcls, name, bases, namespace, **options)
         bases = _with_class_of(app, bases)
@@ -79,8 +80,8 @@ class _OfItsApp(ABCMeta):
 
 
 def _with_class_of(app: Celery, bases: tuple[type, ...]) -> tuple[type, ...]:
-    """Return `bases`, with the task class of `app` behind them, or in the place of those that it
-    derives from itself."""
+    """Return `bases` with the task class of `app` at the end. It replaces those that it derives
+    from."""
     own: type = app.Task
     if any(issubclass(base, own) for base in bases):
         return bases
@@ -98,7 +99,7 @@ def _combined(one: Any, other: Any) -> Any:
 
 
 class SubprocTask(Task, metaclass=_OfItsApp):
-    """A task whose work is done by an external child; the body of its function never runs.
+    """A task that an external child does. The body of its function never runs.
 
     ::
 
@@ -117,20 +118,19 @@ class SubprocTask(Task, metaclass=_OfItsApp):
     child: str | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # Where nobody offers a child (a direct call, `apply()`, another pool), the body must not
-        # run as if it were the work.
+        # Without a child (a direct call, `apply()`, another pool), the body must not run.
         if _request_of_job(self) is None:
             raise _not_here(self)
         call = super().__call__
         if call.__func__ is Task.__call__:
-            # Celery's own, which would put a request on top with which nothing can be retried.
+            # Celery's own would push a request without an id: the task could not be retried.
             call = self.run
         return call(*args, **kwargs)
 
 
 @contextmanager
 def exchanging(job: Exchange) -> Iterator[None]:
-    """Within this context, and in this thread, the task of `job` has a child to talk to."""
+    """Let the task of `job` talk to its child, within this context and in this thread."""
     _current.job = job
     try:
         yield
@@ -139,10 +139,10 @@ def exchanging(job: Exchange) -> Iterator[None]:
 
 
 def _request_of_job(task: Task) -> Context | None:
-    """Return the request of `task` that this thread has a child for; None if it has none.
+    """Return the request of `task` for which this thread has a child; None if it has no child.
 
-    It need not be the uppermost: Celery's own `Task.__call__`, which a ``__call__`` of the app's
-    class may call, puts one without an id on top of it.
+    It is not always the uppermost one: a ``__call__`` of the app's class may call Celery's own
+    `Task.__call__`, and that pushes a request without an id.
     """
     job: Exchange | None = getattr(_current, "job", None)
     if job is None:
@@ -153,7 +153,7 @@ def _request_of_job(task: Task) -> Context | None:
 
 @contextmanager
 def _uppermost(task: Task, request: Context) -> Iterator[None]:
-    """Within this context, `request` is the current one of `task`."""
+    """Make `request` the current one of `task` within this context."""
     if request is task.request:
         yield
         return
@@ -182,27 +182,27 @@ def run_in_child(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """Have a child do the current request of `task`: the body of every task that a group takes.
+    """Let a child do the current request of `task`: the body of each task that a group takes.
 
     Arguments:
         task: the task.
-        throttle_max_retries: how often it may be throttled; None is without end.
-        track_started: whether it is to be STARTED while it runs.
+        throttle_max_retries: how often it may be throttled; None is without limit.
+        track_started: whether its state is to be STARTED while it runs.
         args, kwargs: the task's own.
 
     Returns:
         The result.
 
     Raises:
-        NotInWorkerError: there is no child to talk to, nor will be.
-        Exception: as `outcome.conclude`, `jobs.PoolJob.exchange` and `protocol.encode_request`.
+        NotInWorkerError: this is not a worker with children.
+        Exception: as `outcome.conclude`, `jobs.PoolJob.exchange` and `messages.encode_request`.
     """
     request = _request_of_job(task)
     if request is None:
         raise _not_here(task)
     job: Exchange = _current.job
     if request.retries is None:
-        # Other producers than Celery send null. Celery adds to it.
+        # Foreign producers send null, and Celery adds to it.
         request.retries = 0
     with _uppermost(task, request):
         if track_started:
@@ -215,8 +215,8 @@ def run_in_child(
 
 
 def _store(task: Task, job: Exchange, state: str, meta: dict[str, Any]) -> None:
-    """Store `state` of the current request of `task`, unless its result will not be stored either:
-    nobody would ever learn that it came."""
+    """Store `state` of the current request of `task`, unless its result is ignored: the state would
+    stay forever."""
     if not ignores_result(task, vars(task.request)):
         with job.storing():
             task.update_state(state=state, meta=meta)
@@ -246,7 +246,7 @@ def payload(
     Arguments:
         name: the name of the task.
         request: the fields of the request.
-        headers: those of it that are none of Celery's.
+        headers: the request's headers that are not Celery's own.
         args, kwargs: the task's own.
     """
     get = request.get

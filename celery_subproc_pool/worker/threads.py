@@ -1,8 +1,7 @@
 """The threads in which the worker traces the jobs of external children.
 
-Layer: above `outcome`'s errors; standard library only but for ours. Must not import Celery.
-A thread serves one job at a time, so that there are at most as many as jobs in flight. They are
-daemons: a result backend that hangs must not keep a worker from ending.
+A thread serves one job at a time, so there are at most as many threads as jobs in flight. They are
+daemons: a result backend that hangs must not keep the worker from exiting.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ __all__ = ("TracingThreads",)
 
 
 class TracingThreads:
-    """Threads that are started when needed and then kept.
+    """Threads that are started on demand and then kept.
 
     Arguments:
-        name: of the threads, for stack dumps.
+        name: the start of their names, for stack dumps.
     """
 
     def __init__(self, name: str) -> None:
@@ -29,14 +28,14 @@ class TracingThreads:
         self._unfinished = 0
 
     def run(self, work: Callable[[], Callable[[], None] | None]) -> None:
-        """Call `work`, which must not raise, in a thread of its own as long as it lasts.
+        """Call `work` in a thread that does nothing else meanwhile.
+
+        Arguments:
+            work: the function to call. It must not raise. The function that it returns is called
+                when the thread counts as free again: it may cause the next call of `run`.
 
         Raises:
             RuntimeError: the system gives no thread, and there is no other.
-
-        Arguments:
-            work: what to call. What it returns is called when its thread counts as free again:
-                to tell somebody who may call `run` for the next job at once.
         """
         with self._lock:
             self._unfinished += 1
@@ -56,14 +55,14 @@ class TracingThreads:
             with self._lock:
                 self._threads -= 1
                 if self._threads:
-                    # One of the others takes it when it is free.
+                    # Another thread takes the work when it is free.
                     return
                 self._unfinished -= 1
             self._work.get_nowait()
             raise
 
     def close(self) -> None:
-        """Let the threads end, each as soon as it is idle."""
+        """End the threads, each when it is idle."""
         with self._lock:
             for _ in range(self._threads):
                 self._work.put(None)
@@ -75,5 +74,5 @@ class TracingThreads:
                 self._unfinished -= 1
             if tell is not None:
                 tell()
-            # While it waits, a thread keeps nothing alive.
+            # A thread that waits must not keep a job alive.
             del work, tell

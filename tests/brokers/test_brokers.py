@@ -38,8 +38,8 @@ def test_a_poison_message_costs_three_children_and_is_put_aside(
     place = Workplace(tmp_path, broker, code=PUTS_ASIDE % dead)
     args = {"do.late": [[["append", str(runs)], ["signal", 11]]], "python.late": [str(runs), 11]}
     logged = (
-        "PoisonousTaskError('It has cost 3 children of this worker, as many as it may"
-        " (max_crashes), and is rejected. The last one: signal 11 (SIGSEGV)"
+        "PoisonousTaskError('It has crashed 3 children of this worker, as many as max_crashes"
+        " allows, and is rejected. The last one: signal 11 (SIGSEGV)"
     )
     with (
         closing(place),
@@ -50,7 +50,7 @@ def test_a_poison_message_costs_three_children_and_is_put_aside(
             # Declared by the worker, with its arguments.
             queue = Queue(place.queue, no_declare=True)
             result = place.app.send_task(task, args[task], queue=queue)
-            with pytest.raises(Exception, match="It has cost 3 children") as failure:
+            with pytest.raises(Exception, match="It has crashed 3 children") as failure:
                 get(result)
             assert type(failure.value).__name__ == "PoisonousTaskError"
             assert result.state == "FAILURE"

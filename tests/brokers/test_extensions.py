@@ -231,7 +231,7 @@ def test_a_message_that_kills_is_found_out_among_others(
     poison = place.send("leave", 3, name="many.requeued")
     wait_for(lambda: "is replaced: it exited: exitcode 3" in place.worker.log, "the first crash")
     Path(path).touch()
-    with pytest.raises(PoisonousTaskError, match="cost 3 children"):
+    with pytest.raises(PoisonousTaskError, match="crashed 3 children"):
         get(poison)
     assert [get(result) for result in innocent] == ["waited"] * 3
 

@@ -20,7 +20,7 @@ from celery_subproc_pool.core.scheduler import Scheduler
 from celery_subproc_pool.settings import ChildSettings
 from celery_subproc_pool.wire import messages
 from celery_subproc_pool.wire.messages import CancelReason
-from celery_subproc_pool.worker.greetings import complaints
+from celery_subproc_pool.worker.events import complaints
 from tests.support.basics import CHILDREN
 from tests.support.engine import Engine, answer
 
@@ -484,9 +484,9 @@ def test_unknown_features_and_fields_of_a_greeting_are_ignored() -> None:
             {"features": ("multiplex",), "max_in_flight": 3},
             True,
             [
-                "take 3 jobs at a time by their own word, though"
-                " subproc_pool.children.a.max_in_flight is 9, by which the number of children is"
-                " reckoned: set it to 3, or set a size"
+                "announce that they take 3 jobs at a time, though"
+                " subproc_pool.children.a.max_in_flight is 9, and the number of children follows"
+                " from that: set it to 3, or set a size"
             ],
         ),
         (

@@ -78,7 +78,7 @@ def test_an_interpreter_that_lacks_packages(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "found"), [("__version__ = '0.0.9'\n", "has 0.0.9"), ("", "has one that does not say")]
+    ("text", "found"), [("__version__ = '0.0.9'\n", "has 0.0.9"), ("", "has an unknown one")]
 )
 def test_an_interpreter_with_another_release_of_this_package(
     tmp_path: Path, text: str, found: str
@@ -110,7 +110,7 @@ def test_the_release_is_written_in_one_place() -> None:
 
 def test_an_executable_that_is_no_python(tmp_path: Path) -> None:
     log = failed_start(project_with(tmp_path, executable="false"))
-    assert "subproc_pool.python.executable: 'false' is no Python that works" in log
+    assert "subproc_pool.python.executable: 'false' is not a working Python" in log
 
 
 def failed_start(project: Project, *words: str) -> str:

@@ -214,7 +214,7 @@ def test_the_log_tells_of_failures_that_nobody_else_is_told_of(it: Caller, path:
     ):
         it.call(path, target, *args, silent=silent)
         wait_for(lambda words=words: words in it.worker.log, "the log")
-    assert "] failed, and nobody else is told of it:\nTraceback" in it.worker.log
+    assert "] failed, and its caller gave no error_callback:\nTraceback" in it.worker.log
     assert "ValueError: ('no such', 5)" in it.worker.log
     assert "CallError: callables.echo can't be sent" in it.worker.log
     assert it.serves()
@@ -299,7 +299,7 @@ def test_without_python_children_it_fails_and_says_what_to_configure(tmp_path: P
         it = Caller(project, worker)
         _, kind, text, _ = it.get(path, "pid")
         assert kind == "CallError"
-        assert "callables.pid is no task but a callable" in text
+        assert "callables.pid is a callable and not a task" in text
         assert "subproc_pool.children.<name>.tasks" in text
         result = project.app.send_task("do.it", ([["own", "pid", {}]],))
         assert result.get(timeout=DEADLINE)

@@ -1,4 +1,4 @@
-"""Jobs that are done without a trace, because nobody could see one."""
+"""The fast path: jobs that succeed without Celery's tracer, where no code can see a trace."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from kombu.message import Message
 from kombu.serialization import dumps
 
 from celery_subproc_pool import SubprocTask
-from celery_subproc_pool.worker.fast_path import Untraced
+from celery_subproc_pool.worker.fast_path import FastPath
 from celery_subproc_pool.worker.requests import deserialized_body
 from celery_subproc_pool.worker.tasks import payload
 from tests.support.basics import CHILDREN, DEADLINE, python_child, wait_for
@@ -82,24 +82,24 @@ def arguments(app: Celery, *args: Any, **options: Any) -> tuple[Any, ...]:
     return "it", task_id, dict(message.headers), body, content_type, encoding
 
 
-def untraced(app: Celery) -> Untraced:
+def fast_path(app: Celery) -> FastPath:
     tracked = {name: bool(task.track_started) for name, task in app.tasks.items()}
-    return Untraced(app, "me@here", tracked)
+    return FastPath(app, "me@here", tracked)
 
 
-def is_untraced(app: Celery, *args: Any, tells_progress: bool = False, **options: Any) -> bool:
-    return untraced(app).shortcut(arguments(app, *args, **options), tells_progress) is not None
+def is_fast(app: Celery, *args: Any, tells_progress: bool = False, **options: Any) -> bool:
+    return fast_path(app).request_for(arguments(app, *args, **options), tells_progress) is not None
 
 
 def test_the_request_is_the_one_that_a_trace_would_make() -> None:
     app = app_with()
     given = arguments(app, 1, "two", headers={"tenant": "acme"}, eta=None, group_id="g")
-    shortcut = untraced(app).shortcut(given, False)
-    assert shortcut is not None
-    assert not shortcut.stores
-    request = json.loads(shortcut.line)
-    sent = request["payload"]
-    assert request["id"] == given[1]
+    request = fast_path(app).request_for(given, False)
+    assert request is not None
+    assert not request.stores
+    line = json.loads(request.line)
+    sent = line["payload"]
+    assert line["id"] == given[1]
     assert (sent["task"], sent["args"], sent["kwargs"]) == ("it", [1, "two"], {})
     assert sent["group"] == "g"
     assert sent["retries"] == sent["throttles"] == 0
@@ -120,31 +120,31 @@ def test_a_requests_own_headers_are_those_of_its_context(headers: dict[str, Any]
     app = app_with()
     given = arguments(app, 1, headers=headers, time_limit=5, retries=2)
     given[2]["delivery_info"] = {"routing_key": "here", "redelivered": True}
-    shortcut = untraced(app).shortcut(given, False)
-    assert shortcut is not None
+    request = fast_path(app).request_for(given, False)
+    assert request is not None
     context = Context(given[2], args=[1], kwargs={})
-    assert shortcut.context.headers == context.headers
+    assert request.context.headers == context.headers
     expected = payload("it", vars(context), context.headers or {}, [1], {})
-    assert json.loads(shortcut.line)["payload"] == json.loads(json.dumps(expected))
+    assert json.loads(request.line)["payload"] == json.loads(json.dumps(expected))
 
 
 def test_what_comes_with_the_arguments_names_no_other_job() -> None:
     app = app_with()
     given = arguments(app)
     embedded = {"id": "another", "task": "other", "hostname": "elsewhere", "callbacks": None}
-    shortcut = untraced(app).shortcut(given, False, ([], {}, embedded))
-    assert shortcut is not None
-    context = shortcut.context
+    request = fast_path(app).request_for(given, False, ([], {}, embedded))
+    assert request is not None
+    context = request.context
     assert (context.id, context.task, context.hostname) == (given[1], "it", "me@here")
 
 
 def test_a_body_that_was_deserialized_before_is_not_again() -> None:
     app = app_with()
     given = (*arguments(app)[:3], b"...", "application/json", "utf-8")
-    assert untraced(app).shortcut(given, False) is None
-    shortcut = untraced(app).shortcut(given, False, ([1], {"a": 2}, {}))
-    assert shortcut is not None
-    sent = json.loads(shortcut.line)["payload"]
+    assert fast_path(app).request_for(given, False) is None
+    request = fast_path(app).request_for(given, False, ([1], {"a": 2}, {}))
+    assert request is not None
+    sent = json.loads(request.line)["payload"]
     assert (sent["args"], sent["kwargs"]) == ([1], {"a": 2})
 
 
@@ -173,7 +173,7 @@ def test_a_body_that_a_receiver_may_have_changed_is_read_anew() -> None:
 
 @pytest.mark.parametrize("what", ["callbacks", "chain", "chord"])
 def test_what_follows_a_job_is_sent_by_its_tracer(what: str) -> None:
-    assert not is_untraced(app_with(), **{what: [{"task": "next"}]})
+    assert not is_fast(app_with(), **{what: [{"task": "next"}]})
 
 
 @pytest.mark.parametrize(
@@ -189,25 +189,25 @@ def test_whether_a_result_is_stored(
 ) -> None:
     app = app_with(**conf)
     app.tasks["it"].ignore_result = False
-    shortcut = untraced(app).shortcut(arguments(app, **options), False)
-    assert shortcut is not None
-    assert shortcut.stores == stored
+    request = fast_path(app).request_for(arguments(app, **options), False)
+    assert request is not None
+    assert request.stores == stored
 
 
 def test_since_celery_5_7_the_request_says_whether_its_result_is_ignored() -> None:
     app = app_with()
-    shortcut = untraced(app).shortcut(arguments(app, ignore_result=False), False)
-    assert shortcut is not None
-    assert shortcut.stores == (celery.VERSION >= (5, 7))
+    request = fast_path(app).request_for(arguments(app, ignore_result=False), False)
+    assert request is not None
+    assert request.stores == (celery.VERSION >= (5, 7))
 
 
 @pytest.mark.parametrize("ignored", [True, False])
 def test_states_before_the_last_are_stored_by_a_tracer(ignored: bool) -> None:
     app = app_with()
     app.tasks["it"].ignore_result = ignored
-    assert is_untraced(app, ignore_result=ignored, tells_progress=True) == ignored
+    assert is_fast(app, ignore_result=ignored, tells_progress=True) == ignored
     app.tasks["it"].track_started = True
-    assert is_untraced(app, ignore_result=ignored) == ignored
+    assert is_fast(app, ignore_result=ignored) == ignored
 
 
 def test_what_is_stored_is_what_a_tracer_stores() -> None:
@@ -217,11 +217,11 @@ def test_what_is_stored_is_what_a_tracer_stores() -> None:
     task.run = lambda *args: {"total": 3}
     options: dict[str, Any] = {"ignore_result": False, "group_id": "g", "parent_id": "p"}
     given = arguments(app, 1, "two", **options)
-    stored = untraced(app)
-    shortcut = stored.shortcut(given, False)
-    assert shortcut is not None
-    assert shortcut.stores
-    stored.store(shortcut, {"total": 3})
+    stored = fast_path(app)
+    request = stored.request_for(given, False)
+    assert request is not None
+    assert request.stores
+    stored.store(request, {"total": 3})
     ours = dict(app.backend.get_task_meta(given[1]))
     name, task_id, headers, body, content_type, encoding = arguments(app, 1, "two", **options)
     setup_worker_optimizations(app, "me@here")
@@ -240,17 +240,17 @@ def test_what_is_stored_is_what_a_tracer_stores() -> None:
 @pytest.mark.parametrize("hook", ["before_start", "on_success", "after_return"])
 def test_hooks_are_called_by_a_tracer(hook: str) -> None:
     base = type("Base", (Hooked,), {hook: lambda self, *args: None, "abstract": True})
-    assert not is_untraced(app_with(base))
+    assert not is_fast(app_with(base))
 
 
 def test_a_task_that_wraps_its_call_is_traced() -> None:
-    assert not is_untraced(app_with(Called))
+    assert not is_fast(app_with(Called))
 
 
 def test_a_call_of_the_apps_class_is_traced() -> None:
     app = app_with(task_cls=type("Own", (Task,), {"__call__": Called.__call__, "abstract": True}))
-    assert not is_untraced(app)
-    assert is_untraced(app_with(task_cls=type("Own", (Task,), {"abstract": True})))
+    assert not is_fast(app)
+    assert is_fast(app_with(task_cls=type("Own", (Task,), {"abstract": True})))
 
 
 class Wrapper:
@@ -288,7 +288,7 @@ def test_who_wraps_what_a_trace_calls_sees_it(
     app = app_with()
     task = app.tasks["it"]
     task.__trace__ = build_tracer("it", task, app=app)
-    assert is_untraced(app)
+    assert is_fast(app)
     target, name = {
         "call": (type(task), "__call__"),
         "celerys call": (Task, "__call__"),
@@ -297,7 +297,7 @@ def test_who_wraps_what_a_trace_calls_sees_it(
         "loader": (BaseLoader, "on_task_init"),
     }[what]
     monkeypatch.setattr(target, name, wrap(getattr(target, name)))
-    assert not is_untraced(app)
+    assert not is_fast(app)
 
 
 def test_the_call_of_a_running_worker_is_celerys_own() -> None:
@@ -305,7 +305,7 @@ def test_the_call_of_a_running_worker_is_celerys_own() -> None:
     setup_worker_optimizations(app, "me@here")
     try:
         assert Task.__call__.__module__ == "celery.app.trace"
-        assert is_untraced(app)
+        assert is_fast(app)
     finally:
         reset_worker_optimizations(app)
 
@@ -320,53 +320,53 @@ def test_signals_are_sent_by_a_tracer(name: str) -> None:
     # A weak one that dies makes Celery forget, until 5.7, what tracers that exist have to call.
     signal.connect(receiver, weak=False)
     try:
-        assert not is_untraced(app)
+        assert not is_fast(app)
     finally:
         signal.disconnect(receiver)
-    assert is_untraced(app)
+    assert is_fast(app)
 
 
 def test_a_loader_of_ones_own_is_called_by_a_tracer() -> None:
     app = Celery(loader=OwnLoader, broker="memory://", set_as_current=False)
     app.task(base=SubprocTask, name="it", ignore_result=True, shared=False)(body)
     app.finalize()
-    assert not is_untraced(app)
+    assert not is_fast(app)
 
 
 def test_duplicates_are_sought_by_a_tracer() -> None:
-    assert not is_untraced(app_with(worker_deduplicate_successful_tasks=True))
+    assert not is_fast(app_with(worker_deduplicate_successful_tasks=True))
 
 
 def test_a_reloaded_task_is_looked_at_anew() -> None:
     app = app_with()
-    found = untraced(app)
-    assert found.shortcut(arguments(app), False) is not None
+    found = fast_path(app)
+    assert found.request_for(arguments(app), False) is not None
     app.tasks.unregister("it")
     app.task(base=Called, name="it", ignore_result=True, shared=False)(body)
-    assert found.shortcut(arguments(app), False) is None
+    assert found.request_for(arguments(app), False) is None
 
 
 def test_what_cannot_be_read_is_for_the_tracer_to_say() -> None:
     app = app_with()
     name, task_id, headers, _, _, encoding = arguments(app)
-    found = untraced(app)
+    found = fast_path(app)
     pickled = (name, task_id, headers, b"...", "application/x-python-serialize", encoding)
-    assert found.shortcut(pickled, False) is None
+    assert found.request_for(pickled, False) is None
     bodies: list[Any] = [((object(),), {}, {}), (5, {}, {}), ({"a": 1}, {}, {}), ([], ["a"], {})]
     # With these keywords, it can't call the task.
     bodies += [([], {"self": 1}, {}), ([], {3: 4}, {})]
     for body in bodies:
-        assert found.shortcut((name, task_id, headers, body, None, None), False) is None
+        assert found.request_for((name, task_id, headers, body, None, None), False) is None
 
 
 def test_the_log_record_is_the_tracers(caplog: pytest.LogCaptureFixture) -> None:
     """For formatters that look at the current task, and for handlers that look at `data`."""
     caplog.set_level(logging.INFO, "celery.app.trace")
     app = app_with()
-    found = untraced(app)
+    found = fast_path(app)
     given = arguments(app, 1, shadow="another name", argsrepr="", kwargsrepr="")
-    shortcut = found.shortcut(given, False)
-    assert shortcut is not None
+    request = found.request_for(given, False)
+    assert request is not None
     seen = []
 
     def look(record: logging.LogRecord) -> bool:
@@ -375,7 +375,7 @@ def test_the_log_record_is_the_tracers(caplog: pytest.LogCaptureFixture) -> None
 
     caplog.handler.addFilter(look)
     try:
-        assert found.succeed(shortcut, {"a": 1}, 2.5) == (0, "{'a': 1}", 2.5)
+        assert found.succeed(request, {"a": 1}, 2.5) == (0, "{'a': 1}", 2.5)
     finally:
         caplog.handler.removeFilter(look)
     [record] = caplog.records
@@ -428,7 +428,7 @@ class Place(NamedTuple):
 
 @pytest.fixture(scope="module")
 def shared_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    path = tmp_path_factory.mktemp("untraced")
+    path = tmp_path_factory.mktemp("fast_path")
     notes = path / "notes"
     notes.touch()
     children = {

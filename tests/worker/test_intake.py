@@ -303,7 +303,7 @@ def faulty_worker(tmp_path: Path, broker: str | None, module: str, owner: str, n
     [
         ("worker.routes", ".Routes", "find"),
         ("python_child.codec", "", "encode_task"),
-        ("worker.pool", ".Pool", "_limit"),
+        ("worker.admission", ".Admission", "_limit"),
     ],
 )
 def test_a_fault_on_the_way_in_ends_that_job(
@@ -376,9 +376,9 @@ def slow():
 
 #: What goes on, and what says why.
 GOES_ON = [
-    ("worker.pool", ".Pool", "accepted", send, "A callback failed; the pool goes on"),
-    ("worker.pool", ".Pool", "_resolve", send, "can't be brought to its end"),
-    ("worker.pool", ".Pool", "_resolve", send_external, "can't be brought to its end"),
+    ("worker.runner", ".Runner", "accepted", send, "A callback failed; the pool goes on"),
+    ("worker.runner", ".Runner", "_resolve", send, "can't be brought to its end"),
+    ("worker.runner", ".Runner", "_resolve", send_external, "can't be brought to its end"),
     ("worker.pool", ".Pool", "restart_group", ask("subproc_restart"), ""),
     ("core.scheduler", ".Scheduler", "check_shrink", ask("pool_shrink"), ""),
     ("core.stats", "", "group_facts", ask("stats"), ""),
