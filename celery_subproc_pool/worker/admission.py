@@ -1,13 +1,11 @@
-"""Makes a job of what `apply_async` was given: which group does it, how long it may take, and what
-its child reads.
+"""Prepares a job for the engine: which group does it, how long it may take, what its child reads.
 
 All of it runs on the thread that calls `apply_async`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from celery import Celery
@@ -18,28 +16,28 @@ from ..settings import PYTHON
 from .calls import CallJob
 from .fast_path import FastPath
 from .intake import seconds
-from .jobs import Callbacks, Owner, PoolJob
-from .requests import deserialized_body, is_tracer
+from .jobs import PoolJob
+from .requests import deserialized_body
 from .routes import Routes
 
 __all__ = ("Admission", "Limits")
 
 
 class Limits(NamedTuple):
-    """Time limits in seconds; None is none."""
+    """The time limits of a worker, in seconds; None is none."""
 
-    hard: Any = None
-    soft: Any = None
+    hard: float | None
+    soft: float | None
 
 
 class Admission:
-    """Makes the jobs of one worker.
+    """Prepares the jobs of one worker.
 
     Arguments:
         app: the worker's app.
         routes: which group takes which task.
         groups: the groups of children that the worker has, by name.
-        limits: the worker's own time limits.
+        limits: the worker's own.
         hostname: the worker's node name.
     """
 
@@ -58,48 +56,38 @@ class Admission:
         self._limits = limits
         self._fast_path = FastPath(app, hostname, routes.tracked)
 
-    def job_for(
-        self,
-        owner: Owner,
-        target: Callable[..., Any],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        callbacks: Callbacks,
-        limits: Limits,
-    ) -> tuple[PoolJob, Callable[[], None]]:
-        """Return a job, and the function that prepares it.
-
-        That function may raise anything: the job can't be done then. It is apart because there must
-        be a job that can fail.
+    def prepare(
+        self, job: PoolJob, args: Sequence[Any], kwargs: Mapping[str, Any], hard: Any, soft: Any
+    ) -> None:
+        """Find the group, the limits and the request of `job`.
 
         Arguments:
-            owner: takes the job's wishes to the engine.
-            target, args, kwargs: Celery's tracer, or what a Python child is to call.
-            callbacks: tell Celery what becomes of the job.
-            limits: the request's or task's time limits.
+            job: a job that is just made.
+            args, kwargs: the arguments of the tracer or the callable.
+            hard, soft: the limits that `apply_async` was given.
+
+        Raises:
+            Exception: no child can do the job, whatever the reason.
         """
-        if is_tracer(target, args, callbacks.error_callback):
-            job = PoolJob(owner, target, args, callbacks)
-            return job, partial(self._prepare_task, job, limits)
-        call = CallJob(owner, target, callbacks)
-        return call, partial(self._prepare_call, call, args, kwargs, limits)
+        if isinstance(job, CallJob):
+            job.timeout = seconds(hard, "timeout") or self._limits.hard
+            job.soft_timeout = seconds(soft, "soft_timeout") or self._limits.soft
+            job.prepare(args, kwargs, PYTHON in self._groups)
+        else:
+            self._prepare_task(job, hard, soft)
 
     @property
     def fast_path(self) -> FastPath:
         """What tells Celery of the success of jobs on the fast path."""
         return self._fast_path
 
-    def _prepare_task(self, job: PoolJob, limits: Limits) -> None:
-        """Find the group and the limits of `job`; and its request, unless its tracer makes that.
-
-        Raises:
-            Exception: the job can't be done, whatever the reason.
-        """
+    def _prepare_task(self, job: PoolJob, hard: Any, soft: Any) -> None:
+        """Find the group and the limits of `job`; and its request, unless its tracer makes that."""
         job.group = name = self._routes.find(job.task_name, PYTHON in self._groups)
         if name is None:
             return
         group = self._groups[name]
-        self._limit(job, limits, group.settings.timeout)
+        self._limit(job, hard, soft, group.settings.timeout)
         if name == PYTHON:
             job.traced_here = False
             job.request = codec.encode_task(job.task_id, job.arguments)
@@ -110,7 +98,7 @@ class Admission:
             job.traced_here = False
             job.request, job.fast = fast.line, fast
 
-    def _limit(self, job: PoolJob, given: Limits, default: float | None) -> None:
+    def _limit(self, job: PoolJob, hard: Any, soft: Any, default: float | None) -> None:
         """Set the limits of `job`.
 
         The request's own come first, then the task's, the worker's, and for the hard one the
@@ -120,19 +108,7 @@ class Admission:
         # Celery passes the limits that a task had when the worker started. The remote control
         # command `time_limit` changes them later, at the task.
         task = self._tasks[job.task_name]
-        hard = seconds(given.hard if own_hard else task.time_limit, "the hard time limit")
-        soft = seconds(given.soft if own_soft else task.soft_time_limit, "the soft time limit")
+        hard = seconds(hard if own_hard else task.time_limit, "the hard time limit")
+        soft = seconds(soft if own_soft else task.soft_time_limit, "the soft time limit")
         job.timeout = hard or self._limits.hard or default
         job.soft_timeout = soft or self._limits.soft
-
-    def _prepare_call(
-        self, call: CallJob, args: Sequence[Any], kwargs: Mapping[str, Any], given: Limits
-    ) -> None:
-        """Find the limits of `call` (its caller's, or the worker's) and its request.
-
-        Raises:
-            Exception: the job can't be done, whatever the reason.
-        """
-        call.timeout = seconds(given.hard, "timeout") or self._limits.hard
-        call.soft_timeout = seconds(given.soft, "soft_timeout") or self._limits.soft
-        call.prepare(args, kwargs, PYTHON in self._groups)

@@ -84,48 +84,52 @@ class FastPath:
             None if the job needs the tracer. The tracer also fails a job whose arguments can't be
             read or written.
         """
-        name, task_id, headers, *_ = arguments
+        name, task_id, *_ = arguments
         task = self._tasks[name]
         if is_observed() or not self._is_silent(task):
             return None
         try:
-            args, kwargs, embed = self._body_of(arguments, body)
-            if not _can_be_called_with(args, kwargs):
-                return None
-            fields = self._fields(name, task_id, {**headers, **(embed or {})}, args, kwargs)
-            if fields.get("callbacks") or fields.get("chain") or fields.get("chord"):
+            fields = self._fields(arguments, body)
+            if fields is None:
                 return None
             ignored = ignores_result(task, fields)
             if not ignored and (tells_progress or self._tracked.get(name)):
                 return None
+            args, kwargs = fields["args"], fields["kwargs"]
             message = payload(name, fields, _own_headers(fields), args, kwargs)
             return FastRequest(encode_request(task_id, message), fields, stores=not ignored)
         except Exception:
             return None
 
-    def _body_of(self, arguments: Sequence[Any], known: Any) -> Any:
-        """Return the body of the message: args, kwargs, and more fields of the request."""
-        *_, sent, content_type, content_encoding = arguments
-        if not content_type:
-            return sent
-        if known is not None:
-            return known
-        return loads(sent, content_type, content_encoding, accept=self._accept)
+    def _fields(self, arguments: Sequence[Any], body: Any) -> dict[str, Any] | None:
+        """Return the fields of a request, as the tracer makes them of a message.
 
-    def _fields(
-        self, name: str, task_id: str, sent: dict[str, Any], args: Any, kwargs: Any
-    ) -> dict[str, Any]:
-        """Return the fields of a request, as the tracer makes them of those that were `sent`."""
-        sent.update(
-            task=name,
-            id=task_id,
-            args=args,
-            kwargs=kwargs,
-            hostname=self._hostname,
-            is_eager=False,
-            called_directly=False,
-        )
-        return sent
+        Return None if the tracer has to send what follows the job, or to fail it because the task
+        can't be called with its arguments.
+        """
+        name, task_id, headers, sent_body, content_type, content_encoding = arguments
+        if not content_type:
+            body = sent_body
+        elif body is None:
+            body = loads(sent_body, content_type, content_encoding, accept=self._accept)
+        args, kwargs, embed = body
+        if not isinstance(args, (list, tuple)) or not isinstance(kwargs, dict):
+            return None
+        if kwargs and ("self" in kwargs or not all(isinstance(key, str) for key in kwargs)):
+            return None
+        fields = {
+            **headers,
+            **(embed or {}),
+            "task": name,
+            "id": task_id,
+            "args": args,
+            "kwargs": kwargs,
+            "hostname": self._hostname,
+            "is_eager": False,
+            "called_directly": False,
+        }
+        follows = fields.get("callbacks") or fields.get("chain") or fields.get("chord")
+        return None if follows else fields
 
     def store(self, request: FastRequest, result: Any) -> None:
         """Store the `result` of a job, as the tracer would. It may block."""
@@ -165,13 +169,6 @@ class FastPath:
             silent = not may_be_observed(self._app, task)
             self._known[task.name] = task, silent
         return silent
-
-
-def _can_be_called_with(args: object, kwargs: object) -> bool:
-    """Return whether the tracer can call a task with these: otherwise it fails the job."""
-    if not isinstance(args, (list, tuple)) or not isinstance(kwargs, dict):
-        return False
-    return not kwargs or ("self" not in kwargs and all(isinstance(key, str) for key in kwargs))
 
 
 def _own_headers(fields: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -194,7 +194,7 @@ class Pool(BasePool, control.Controlled):
         if self._state != self.RUN or running is None or running.engine.failed:
             return None
         callbacks = Callbacks(accept_callback, callback, error_callback, timeout_callback)
-        return running.runner.submit(target, args, kwargs, callbacks, Limits(timeout, soft_timeout))
+        return running.runner.submit(target, args, kwargs, callbacks, timeout, soft_timeout)
 
     def terminate_job(self, pid: int, signal: int | str | None = None) -> None:
         """Do nothing, except for the job that Celery is being told of as accepted. Never raises.

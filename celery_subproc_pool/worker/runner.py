@@ -33,27 +33,18 @@ from ..settings import PYTHON
 from ..wire import messages
 from ..wire.messages import CancelReason
 from . import outcome, reporting
-from .admission import Admission, Limits
+from .admission import Admission
+from .calls import CallJob
 from .events import ChildNews
 from .fast_path import FastRequest
 from .jobs import Callbacks, PoolJob
-from .requests import is_cancelled, store_revoked_again
+from .requests import is_cancelled, is_tracer, store_revoked_again
 from .slots import Slots
 from .threads import TracingThreads
 
 __all__ = ("Runner",)
 
 logger = get_logger(__name__)
-
-
-class _Acceptance:
-    """A job while Celery is told that it is accepted, and the signal to end it, if Celery asks."""
-
-    __slots__ = ("job", "signum")
-
-    def __init__(self, job: PoolJob) -> None:
-        self.job = job
-        self.signum: int | str | None = None
 
 
 class Runner:
@@ -84,7 +75,9 @@ class Runner:
         self._slots = slots
         self._news = news
         self._tracers = TracingThreads("subproc-tracer")
-        self._acceptance: _Acceptance | None = None
+        #: The job that Celery is being told of as accepted; and the signals by which Celery asks
+        #: to end it meanwhile.
+        self._accepting: tuple[PoolJob, list[int | str]] | None = None
         self._closed = False
         self.engine = Supervisor(scheduler, self, owner=hostname)
 
@@ -102,16 +95,25 @@ class Runner:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         callbacks: Callbacks,
-        limits: Limits,
+        hard: float | None,
+        soft: float | None,
     ) -> PoolJob:
         """Make a job and give it to the engine, or let it fail if no child can do it.
 
-        Arguments: as `Admission.job_for`.
+        Arguments:
+            target: Celery's tracer, or what a Python child is to call.
+            args, kwargs: its arguments.
+            callbacks: tell Celery what becomes of the job.
+            hard, soft: the request's or task's time limits, in seconds.
         """
-        job, prepare = self._admission.job_for(self, target, args, kwargs, callbacks, limits)
+        # There must be a job that can fail, before it is known whether a child can do it.
+        if is_tracer(target, args, callbacks.error_callback):
+            job = PoolJob(self, target, args, callbacks)
+        else:
+            job = CallJob(self, target, callbacks)
         self._slots.occupy(job)
         try:
-            prepare()
+            self._admission.prepare(job, args, kwargs, hard, soft)
         except Exception as exc:
             # Whatever it is, it ends this job, and not the consumer.
             logger.error("%s can't be given to a child: %r", job.title, exc, exc_info=True)
@@ -155,15 +157,16 @@ class Runner:
     def accepted(self, job: PoolJob, child: Child | None, now: float) -> None:
         """Tell Celery that `child` has `job`, then trace the job."""
         job.pid = os.getpid() if child is None or child.pid is None else child.pid
-        self._acceptance = acceptance = _Acceptance(job)
+        wishes: list[int | str] = []
+        self._accepting = job, wishes
         try:
             job.callbacks.accept_callback(job.pid, now)
         except Exception:
             reporting.acceptance_failed(job)
         finally:
-            self._acceptance = None
-            if acceptance.signum is not None:
-                self.terminate_jobs([job], acceptance.signum)
+            self._accepting = None
+            if wishes:
+                self.terminate_jobs([job], wishes[-1])
             if job.traced_here:
                 self._start(job, job.trace)
 
@@ -173,10 +176,12 @@ class Runner:
         Celery notes why it ends a job after it has asked for it: so the reason is found out later.
         On another thread than the engine's, another job is meant.
         """
-        acceptance = self._acceptance
-        if acceptance is None or acceptance.job.pid != pid or not self.engine.on_own_thread:
+        accepting = self._accepting
+        if accepting is None or not self.engine.on_own_thread:
             return
-        acceptance.signum = signum or "SIGTERM"
+        job, wishes = accepting
+        if job.pid == pid:
+            wishes.append(signum or "SIGTERM")
 
     def _start(self, job: PoolJob, work: Callable[[], Callable[[], None] | None]) -> None:
         """Do `work` for `job` in a tracing thread, because it may block."""

@@ -343,7 +343,8 @@ def test_a_cold_shutdown_tells_the_child(broker: str, tmp_path: Path) -> None:
             # Before, Celery cancels no job: it has the pool killed.
             assert worker.log.count("told to end: shutdown") == 2
         for result in held:
-            assert result.state in ("REVOKED", "PENDING", "STARTED", "FAILURE", "RETRY")
+            # Nothing is stored that would end it: the broker may deliver it again.
+            assert result.state == ("RETRY" if celery.VERSION >= (5, 5) else "PENDING")
     work.close()
 
 
