@@ -1,7 +1,8 @@
-"""Celery's side: what turns task messages into jobs of the engine, and outcomes into callbacks.
+"""Celery's side: makes jobs of the engine of task messages, and Celery's callbacks of outcomes.
 
-It may import all folders and Celery. `tasks`, which web processes import to send tasks, must bring
-neither the engine nor `celery.worker` along.
+It may import all folders and Celery. Web processes import `tasks` to send tasks: it must not import
+the engine or `celery.worker`.
 
-Read `pool` first: what Celery calls. Then `jobs`: what `apply_async` returns.
+Read `pool` first: what Celery calls. Then `runner`: one job from `apply_async` to its end; and
+`jobs`: what `apply_async` returns.
 """

@@ -54,7 +54,8 @@ class Admission:
         self._routes = routes
         self._groups = groups
         self._limits = limits
-        self._fast_path = FastPath(app, hostname, routes.tracked)
+        #: Also does what comes at the end of a job on it.
+        self.fast_path = FastPath(app, hostname, routes.tracked)
 
     def prepare(
         self, job: PoolJob, args: Sequence[Any], kwargs: Mapping[str, Any], hard: Any, soft: Any
@@ -76,11 +77,6 @@ class Admission:
         else:
             self._prepare_task(job, hard, soft)
 
-    @property
-    def fast_path(self) -> FastPath:
-        """What tells Celery of the success of jobs on the fast path."""
-        return self._fast_path
-
     def _prepare_task(self, job: PoolJob, hard: Any, soft: Any) -> None:
         """Find the group and the limits of `job`; and its request, unless its tracer makes that."""
         job.group = name = self._routes.find(job.task_name, PYTHON in self._groups)
@@ -93,7 +89,7 @@ class Admission:
             job.request = codec.encode_task(job.task_id, job.arguments)
             return
         body = deserialized_body(job.callbacks.error_callback)
-        fast = self._fast_path.request_for(job.arguments, group.tells_progress, body)
+        fast = self.fast_path.request_for(job.arguments, group.tells_progress, body)
         if fast is not None:
             job.traced_here = False
             job.request, job.fast = fast.line, fast

@@ -1,4 +1,4 @@
-"""What a child may announce, as users of Celery see it: real workers, on both brokers."""
+"""The features that children announce, as users of Celery see them: real workers, both brokers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("no_garbage_collection")
 POOL = ("-P", "celery_subproc_pool:Pool")
 ALL = ["progress", "log", "cancel", "multiplex"]
 SAYS = {"name": "many 1.0", "tasks": ["many.it", "many.ignored"], "features": ALL}
-#: No task but those that they announce; and no stub of those.
+#: These groups have only the tasks that they announce; the project has no stubs of those.
 ANNOUNCES = {"tasks": [], "handshake": True, "size": 1}
 GROUPS = {
     "many": {
@@ -108,7 +108,7 @@ def test_two_hundred_jobs_at_a_time_in_one_child(shared_worker: Place, task: str
         times.append(time.monotonic() - begun)
         assert len(pids) == 1
     print(f"200 jobs of 0.1 s: {min(times):.2f} s")
-    # As a ratio: ten at a time at the very least, with what it takes to send and to get them.
+    # At least ten at a time, including the time to send the jobs and to get their results.
     assert min(times) < 200 * 0.1 / 10
 
 
@@ -148,7 +148,7 @@ def test_a_soft_limit_that_the_child_answers_with_an_error(shared_worker: Place)
     pid = place.pid()
     with pytest.raises(SoftTimeLimitExceeded):
         get(place.send("wait_and_answer", "error", soft_time_limit=0.2))
-    # What it makes of it is its own business.
+    # The child may also succeed.
     assert get(place.send("wait_and_answer", "ok", soft_time_limit=0.2)) == "soft_time_limit"
     with pytest.raises(SoftTimeLimitExceeded):
         get(place.send(name="node.until_cancelled", soft_time_limit=0.2))
@@ -223,7 +223,7 @@ def test_a_child_that_dies_loses_each_of_its_jobs(shared_worker: Place, tmp_path
 def test_a_message_that_kills_is_found_out_among_others(
     shared_worker: Place, tmp_path: Path
 ) -> None:
-    """All of them are delivered again: one by one, or it would take the others along each time."""
+    """The broker delivers all of them again. Then they run alone: the others survive."""
     place = shared_worker
     path = str(tmp_path / "go")
     innocent = [place.send("answer_when", path, name="many.requeued") for _ in range(3)]
@@ -264,7 +264,7 @@ def test_what_is_asked_of_the_worker_shows_its_jobs(shared_worker: Place, tmp_pa
 
 
 def test_a_task_that_a_new_child_announces_is_known_at_once(broker: str, tmp_path: Path) -> None:
-    """After an upgrade of the child's program, say."""
+    """For example after an upgrade of the child's program."""
     says = tmp_path / "says"
     says.write_text(json.dumps({**SAYS, "tasks": ["old"]}))
     program = f'exec "$0" -I -S {CHILDREN / "many.py"} "$(cat {says})"'
@@ -281,7 +281,7 @@ def test_a_task_that_a_new_child_announces_is_known_at_once(broker: str, tmp_pat
     work.close()
 
 
-#: Stores states before the last one only when somebody says so.
+#: Stores states before the last one only when the test allows it.
 SLOW_BACKEND = """
 import os, pathlib, time
 from celery.backends.redis import RedisBackend
@@ -315,41 +315,41 @@ def test_no_state_comes_after_the_last_one(
         result = place.send("tell", 1, 600.0)
         wait_for((tmp_path / "storing").exists, "that a state is stored")
         work.app.control.revoke(result.id, terminate=True, destination=[work.project.node])
-        # When it answers the next, it has done the first.
+        # The worker answers in order: when it answers this, the revoke is done.
         work.app.control.ping([work.project.node], timeout=20)
         (tmp_path / "go").touch()
         with pytest.raises(TaskRevokedError):
             get(result)
-        # It has the place of the first, whose end has been told.
+        # It gets the slot of the first job, whose end Celery knows.
         assert get(place.send("ok", "next")) == "next"
         assert work.app.backend.get_state(result.id) == "REVOKED"
     work.close()
 
 
 def test_a_cold_shutdown_tells_the_child(broker: str, tmp_path: Path) -> None:
-    """It ends by the end of its stdin; nobody kills it while it takes leave."""
+    """The child ends at the end of its stdin; it is not killed while it cleans up."""
     work = place_of(tmp_path, broker)
     with work.project.worker(*POOL, "-c", "4") as worker:
         place = Place(work, worker)
         held = [place.send("wait_and_answer", "ok") for _ in range(2)]
         wait_for(lambda: _in_flight(place) == 2, "both in the child")
         [child] = [each for each in worker.children() if "many.py" in " ".join(each.cmdline())]
-        # It is not revoked: each is told why it is to end.
+        # The jobs are not revoked: the child is told the reason of each cancel.
         worker.process.send_signal(signal.SIGQUIT)
         worker.process.wait(DEADLINE)
         wait_for(lambda: not child.is_running(), "the end of the child")
         assert "Traceback" not in worker.log
         if celery.VERSION >= (5, 5):
-            # Before, Celery cancels no job: it has the pool killed.
+            # Before, Celery cancels no jobs. It kills the pool.
             assert worker.log.count("told to end: shutdown") == 2
         for result in held:
-            # Nothing is stored that would end it: the broker may deliver it again.
+            # No final state is stored: the broker may deliver the job again.
             assert result.state == ("RETRY" if celery.VERSION >= (5, 5) else "PENDING")
     work.close()
 
 
 def test_a_cold_shutdown_begins_nothing_that_waits(broker: str, tmp_path: Path) -> None:
-    """Celery ends the jobs that run before it takes back those that wait for their place."""
+    """Celery cancels the jobs that run before it drops those that wait for a slot."""
     runs = tmp_path / "runs"
     work = place_of(tmp_path, broker)
     with work.project.worker(*POOL, "-c", "2") as worker:

@@ -209,7 +209,7 @@ def test_concurrency_auto_respects_a_containers_quota(tmp_path: Path, broker: st
 def test_autoscale(tmp_path: Path, broker: str) -> None:
     place = workplace(tmp_path, broker)
     with working(place, "--autoscale", "3,0", AUTOSCALE_KEEPALIVE="0.5"):
-        # Nothing is to be done: nobody is there.
+        # There is no child to remove.
         assert children_of(place) == {}
         jobs = [send_held(place, kind, "scaled") for kind in KINDS]
         for begun, _ in jobs:
@@ -241,7 +241,7 @@ def test_pool_grow_and_pool_shrink(tmp_path: Path, broker: str) -> None:
         wait_for(waiting[0].exists, "the waiting job's begin")
         waiting[1].end()
         more.pop().end()
-        # It waits for nobody, and takes nobody who is busy.
+        # It neither waits for a busy child nor takes one.
         assert "pool will shrink" in place.project.control("pool_shrink", "2")
         stats = inspect(place, "stats")
         assert (stats["pool"]["max-concurrency"], stats["prefetch_count"]) == (1, 4)
@@ -267,7 +267,7 @@ def test_max_tasks_per_child(limited_worker: Site, kind: str) -> None:
 def test_max_memory_per_child(limited_worker: Site, kind: str) -> None:
     place, worker = limited_worker
     reason = ""
-    # A job that is the last that its child may have is no test: the child goes for that.
+    # The last job of a child proves nothing: the child is recycled after it.
     for _ in range(4):
         if kind == "python":
             greedy = get(place.app.send_task("eat", (300,)))
@@ -348,10 +348,10 @@ def test_pool_restart(shared_worker: Site, kind: str) -> None:
     held = hold(place, kind)
     assert "reload started" in place.project.control("pool_restart")
     for pid in before:
-        # The one that is busy too: it ends its job beside its successor.
+        # The busy one, too: it ends its job beside its successor.
         line = f"(pid {pid}) is recycled: the pool is restarted"
         wait_for(lambda line=line: line in worker.log, "its successor")
-    # Nobody was interrupted.
+    # No job was interrupted.
     assert held.end() in before
     assert pid_of(place, kind) not in before
     rows = [row for row in inspect(place, "subproc") if row["state"] != "stopping"]
@@ -498,8 +498,8 @@ def test_an_upgrade_under_load(tmp_path: Path, broker: str) -> None:
         assert min(jobs)[1] == "1"
         assert {version for begin, version in jobs if begin > upgraded} == {"11"}
         boots.append(min(begin for begin, version in jobs if version == "11") - restarted)
-    # Had a boot kept all others from working, a gap would be as long as one: of Python, as perl's
-    # is hardly longer than a job.
+    # If a boot had stopped all other children, there would be a gap as long as a boot of Python
+    # (perl boots hardly longer than a job runs).
     assert max(gaps) < max(boots) / 2
 
 
@@ -528,7 +528,7 @@ def test_worker_pool_putlocks(shared_worker: Site) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_fair_scheduling(shared_worker: Site, kind: str) -> None:
-    # As `-O fair`, always: nobody waits behind the job that takes long.
+    # As always with `-O fair`: no job waits behind the long one.
     place, _ = shared_worker
     held = hold(place, kind)
     quick = {pid_of(place, kind) for _ in range(5)}
@@ -663,7 +663,7 @@ def test_worker_process_init_and_shutdown(shared_worker: Site) -> None:
     external = pid_of(place, "external")
     control(place, "subproc_restart")
     wait_for(lambda: pids <= noted(place, "shutdown"), "the signal at their end")
-    # There is no Python of the project's in an external child.
+    # An external child has no Python of the project.
     assert external not in noted(place, "init") | noted(place, "shutdown")
 
 
@@ -700,7 +700,7 @@ def test_task_signals(shared_worker: Site, tmp_path: Path, broker: str) -> None:
     child = pid_of(place, "python")
     wait_for(lambda: child in noted(place, "prerun") & noted(place, "postrun"), "its signals")
     assert worker.process.pid not in noted(place, "init")
-    # The tracer of an external child's job is in the worker, if somebody listens there.
+    # An external job is traced in the worker, if a signal has receivers there.
     observed = workplace(tmp_path, broker)
     log = str(tmp_path / "signals.log")
     with working(observed, "-c", "1", SIGNALS_LOG=log, OBSERVED="1") as worker:
@@ -763,7 +763,7 @@ def at_rest(place: Workplace) -> bool:
 def test_inspect(shared_worker: Site) -> None:
     place, _ = shared_worker
     node = place.project.node
-    # Another test's restart may go on: a child of before would be gone when its job ends.
+    # Another test's restart may still go on: an old child would be gone when its job ends.
     wait_for(lambda: at_rest(place), "rest")
     assert get(place.send("do.it", ["throttle", 1, 0.2])) == {"throttles": 1, "retries": 0}
     held = {kind: hold(place, kind) for kind in KINDS}
@@ -788,7 +788,7 @@ def test_inspect(shared_worker: Site) -> None:
     table = place.project.run("subproc", "children", "-d", node, "-t", "20", COLUMNS="250").stdout
     assert re.search(rf"obeys .*{held['external'].result.id}\] for \d", table)
     pids = {kind: held[kind].end() for kind in KINDS}
-    # A Python child stores a result before it says that it is through.
+    # A Python child stores a result before it replies.
     wait_for(lambda: at_rest(place), "rest")
     stats = inspect(place, "stats")["pool"]
     assert stats["implementation"] == "celery_subproc_pool:Pool"
@@ -1135,13 +1135,13 @@ def test_ctrl_c(tmp_path: Path, broker: str, times: int) -> None:
         os.write(keyboard, b"\x03")
         wait_for(lambda: "Warm shutdown" in worker.log, "the warm shutdown")
         if times == 1:
-            # It reaches no child.
+            # It does not reach a child.
             assert all(job.end() for job in held)
-            # With which status is Celery's business.
+            # Celery decides the exit status.
             worker.process.wait(DEADLINE)
             assert "is replaced" not in worker.log
         else:
-            # Now its jobs are not waited for.
+            # Now it does not wait for its jobs.
             os.write(keyboard, b"\x03")
             worker.process.wait(DEADLINE)
             assert not any(job.result.ready() for job in held)

@@ -1,4 +1,4 @@
-"""Minutes of jobs while everything goes wrong: each reaches exactly one end, and nothing leaks.
+"""Minutes of jobs while everything goes wrong: each job ends exactly once, and nothing leaks.
 
 `CSP_SOAK_SECONDS` says for how long (300), in all; the brokers share it. At the end it prints what
 it saw.
@@ -104,7 +104,7 @@ class Soak:
         (directory / "seen").mkdir()
         env = {"LOG": str(self.log), "SEEN": str(directory / "seen")}
         child = {"argv": python_child("soaked"), "tasks": ["soak.it"], "env": env}
-        # Who is stopped while it boots, or before it has read a job, keeps that for so long.
+        # A child that is stopped before it has read its job keeps the job for so long.
         limits = {"start_timeout": 8.0, "stop_timeout": 2.0}
         self.queue = f"csp-soak-{uuid.uuid4().hex}"
         conf = {
@@ -116,7 +116,7 @@ class Soak:
             "task_acks_late": True,
             "task_reject_on_worker_lost": True,
             "task_time_limit": 2.0,
-            # They are many, and some are big.
+            # There are many results, and some are big.
             "result_expires": SECONDS + 300,
             "worker_prefetch_multiplier": 1,
             "broker_connection_max_retries": None,

@@ -12,7 +12,7 @@ from tests.support.worker import Project, Worker
 
 POOL = os.environ.get("CSP_TEST_POOL", "celery_subproc_pool:Pool")
 
-#: For what is about this pool, and not about Celery.
+#: Marks tests that are about this pool only.
 ours = pytest.mark.skipif("subproc" not in POOL, reason="about this pool only")
 
 

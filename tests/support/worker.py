@@ -30,7 +30,7 @@ app.conf.broker_connection_retry_on_startup = True
 """
 
 
-#: What a worker need not do on its way to being ready.
+#: Options that make a worker ready sooner.
 QUICK_START = ("--without-mingle", "--without-gossip")
 
 
@@ -40,7 +40,7 @@ class Project:
     Arguments:
         directory: where.
         broker: the broker's URL; the filesystem transport if None.
-        workers_broker: the same for workers, if they have another way to it.
+        workers_broker: the URL for workers, if they connect in another way.
         backend: the result backend's URL; the filesystem backend if None.
         conf: the rest of the configuration.
         code: more Python, after the app is made.
@@ -92,7 +92,7 @@ class Project:
         (self.directory / "proj.py").write_text(text + code)
 
     def environment(self, **extra: str) -> dict[str, str]:
-        """Return the environment for commands: this process' own, less what is Celery's."""
+        """Return the environment for commands: this process' own, without Celery's variables."""
         environ = {key: value for key, value in os.environ.items() if "CELERY" not in key}
         # Where `folder_broker` is.
         path = str(Path(__file__).parent)
@@ -164,7 +164,7 @@ class Worker:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=self._terminal is not None,
-                # No library has a way without it.
+                # The standard library has no other way.
                 preexec_fn=self._terminal and _control_terminal,  # noqa: PLW1509
             )
         try:
@@ -207,7 +207,7 @@ class Worker:
         """Return the pool's children: the worker's, without the guardian."""
         found = []
         for child in psutil.Process(self.process.pid).children():
-            # One that has just ended is none.
+            # It may have just ended.
             with suppress(psutil.Error):
                 if not any(word.endswith("guardian.py") for word in child.cmdline()):
                     found.append(child)

@@ -1,4 +1,4 @@
-"""A project on a queue of its own of a real broker, and what tests do with its jobs."""
+"""A project with a queue of its own on a real broker."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ BROKERS = {
 }
 BACKEND = "redis://127.0.0.1:6379/10"
 
-#: External jobs are traced from their start where signals have receivers, or done without a trace.
-#: Whatever the tests say holds for both: on Redis they are traced, on RabbitMQ not.
+#: External jobs are traced from their start if signals have receivers; otherwise they take the fast
+#: path. The tests hold for both: on Redis the jobs are traced, on RabbitMQ they take the fast path.
 OBSERVED = """
 import os
 os.environ["OBSERVED"] = "1"
@@ -46,7 +46,7 @@ class Workplace:
         directory: the project's.
         broker: the broker's name.
         code: added to the project's.
-        proxy: the worker's way to the broker, if it has one of its own.
+        proxy: the worker's connection to the broker, if that is to be cut.
         conf: added to the configuration.
     """
 

@@ -1,4 +1,4 @@
-"""What is asked of the engine from other threads: never of what it is changing just then."""
+"""Other threads ask the engine for facts: they never see what it is just changing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from celery_subproc_pool.worker.drivers import ThreadDriver
 from tests.support.basics import DEADLINE, python_child, wait_for
 from tests.support.engine import OBEYS, Engine
 
-#: Seconds that nobody waits in vain in these tests.
+#: Seconds: longer than any of these tests waits.
 LONG = DEADLINE
 
 
@@ -64,7 +64,7 @@ def test_a_signal_handler_in_the_midst_of_a_turn_gets_its_answer() -> None:
     with Engine(OBEYS) as engine:
         before = signal.signal(signal.SIGUSR1, ask)
         try:
-            # A callback is in the midst of a turn.
+            # A callback runs during a turn.
             engine.supervisor.call(partial(signal.raise_signal, signal.SIGUSR1))
         finally:
             signal.signal(signal.SIGUSR1, before)
@@ -90,7 +90,7 @@ def test_an_engine_that_hangs_is_not_waited_for() -> None:
         assert engine.supervisor.ask(question, 0.1) == 1
         go_on.set()
         assert engine.supervisor.ask(who, LONG) == "subproc-engine"
-    # Nobody wants the late answer.
+    # The late answer is dropped.
     assert asked == [who()]
 
 
@@ -108,7 +108,7 @@ def test_an_engine_whose_thread_has_ended_is_not_waited_for() -> None:
 
 
 def test_facts_are_told_while_jobs_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read by another thread, a table of jobs changes its size while it is gone through."""
+    """Without `ask`, a table of jobs would change while another thread iterates over it."""
     child = [*python_child("many"), '{"features": ["multiplex"]}']
     engine = Engine(child, limit=64, handshake=True, max_in_flight=64, tasks=[])
     supervisor = engine.supervisor

@@ -113,7 +113,7 @@ def test_at_the_hard_limit_finally_blocks_run(limits_worker: Running, tmp_path: 
 def test_a_task_that_ignores_sigterm_is_killed_all_the_same(
     limits_worker: Running, tmp_path: Path
 ) -> None:
-    """Its place is filled meanwhile."""
+    """Its slot has a new child meanwhile."""
     pid_path = tmp_path / "pid"
     result = limits_worker.send("deaf", str(pid_path), time_limit=2)
     with pytest.raises(TimeLimitExceeded):
@@ -252,7 +252,7 @@ def test_a_warm_stop_ends_though_an_accepted_job_waits_for_children_that_cannot_
 
 @ours
 def test_a_warm_stop_waits_for_children_that_boot_slowly(tmp_path: Path, broker: str) -> None:
-    """A job that lost its child has another one, also in the course of a stop."""
+    """A job that lost its child gets another one, also during a stop."""
     slow, gate = tmp_path / "slow", tmp_path / "gate"
     code = f"""
 import os

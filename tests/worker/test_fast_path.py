@@ -254,7 +254,7 @@ def test_a_call_of_the_apps_class_is_traced() -> None:
 
 
 class Wrapper:
-    """Passes for what it wraps, as wrapt's objects do."""
+    """Looks like what it wraps, as wrapt's objects do."""
 
     def __init__(self, wrapped: Any) -> None:
         self.wrapped = wrapped
@@ -271,7 +271,7 @@ class Wrapper:
 
 
 def wrapped(function: Any) -> Any:
-    """Wrap as most do it."""
+    """Wrap with `functools.wraps`, as most packages do."""
 
     @wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -317,7 +317,7 @@ def test_signals_are_sent_by_a_tracer(name: str) -> None:
 
     def receiver(**_: Any) -> None: ...
 
-    # A weak one that dies makes Celery forget, until 5.7, what tracers that exist have to call.
+    # Not weak: when a weak receiver dies, Celery before 5.7 forgets what existing tracers call.
     signal.connect(receiver, weak=False)
     try:
         assert not is_fast(app)
@@ -409,7 +409,7 @@ def late(*args): ...
 
 
 class Place(NamedTuple):
-    """A worker whose jobs leave no results: what they came to stands in its log."""
+    """A worker whose jobs leave no results: its log says how they ended."""
 
     project: Project
     worker: Worker
@@ -565,7 +565,7 @@ def test_a_result_that_cannot_be_stored_fails_the_job_as_ever(tmp_path: Path) ->
             result.get(timeout=DEADLINE, interval=0.02)
         result = project.app.send_task("do.it", [[["reply", {"result": "stored"}]]])
         assert result.get(timeout=DEADLINE, interval=0.02) == "stored"
-        # It is told after it was stored.
+        # Celery is told after the result was stored.
         line = rf"\[{result.id}\] succeeded in [\d.e-]+s: 'stored'"
         wait_for(lambda: re.search(line, worker.log), "the line")
 

@@ -88,7 +88,7 @@ def send_and_look(place: Workplace, messages: list[Message]) -> None:
         )
         assert worker.process.poll() is None, "the worker died"
         assert noted.done == Counter(noted.tokens)
-        # The broker's protocol can't hold all of them.
+        # The broker's protocol can't carry all of them.
         assert noted.odd > len(messages) * 0.7
         assert get(place.app.send_task("note", [])) is None
         assert worker.stop() == 0
@@ -96,14 +96,14 @@ def send_and_look(place: Workplace, messages: list[Message]) -> None:
 
 @pytest.fixture
 def busy_place(tmp_path: Path, broker: str) -> Iterator[Workplace]:
-    # Those without an id of their own may come at the same time.
+    # Messages without an id of their own may come at the same time.
     with closing(Workplace(tmp_path, broker, code=NOTE)) as workplace:
         yield workplace
 
 
 def test_odd_messages_among_good_ones(busy_place: Workplace) -> None:
     messages = all_odd_messages()
-    # All fields, and of each about every sixth value; another choice than the long test's.
+    # About every sixth of all odd messages; another choice than the long test's.
     send_and_look(busy_place, random.Random(6).sample(messages, len(messages) // 6))
 
 
@@ -209,7 +209,7 @@ def test_no_seconds(value: Any) -> None:
 
 @pytest.mark.parametrize("name", ["note", "do.it"])
 def test_what_is_refused_is_acknowledged(tmp_path: Path, broker: str, name: str) -> None:
-    """Otherwise a few are all that may be in flight, and the worker stands still."""
+    """Otherwise a few of them would fill the prefetch limit, and the worker would stand still."""
     with (
         closing(Workplace(tmp_path, broker, code=NOTE)) as place,
         place.project.worker("-P", "celery_subproc_pool:Pool", "-c", "1") as worker,
@@ -220,7 +220,7 @@ def test_what_is_refused_is_acknowledged(tmp_path: Path, broker: str, name: str)
             with pytest.raises(ValueError, match="the hard time limit"):
                 get(result)
         assert worker.stop() == 0
-        # Redis has no queue that is empty.
+        # On Redis, an empty queue does not exist.
         with (
             Connection(BROKERS[broker]) as connection,
             suppress(*connection.channel_errors),
@@ -229,7 +229,7 @@ def test_what_is_refused_is_acknowledged(tmp_path: Path, broker: str, name: str)
 
 
 def test_fields_that_are_null(odd_worker: Workplace) -> None:
-    """A foreign producer's: a throttled task is sent again, and counts its throttles."""
+    """Foreign producers send null: a throttled task is sent again, and counts its throttles."""
     names = ("retries", "timelimit", "headers", "stamps", "stamped_headers", "delivery_info")
     message = good("do.it", [["throttle", 2, 0.01], ["retry"]], **dict.fromkeys(names))
     with closing(Sender(BROKERS[odd_worker.broker], odd_worker.queue)) as sender:
@@ -274,7 +274,7 @@ def test_a_task_that_names_no_group_and_comes_later(tmp_path: Path, broker: str)
 
 # -- faults of our own, injected into a real worker
 
-#: What is at fault does not depend on the broker.
+#: These faults do not depend on the broker.
 with_a_hub = pytest.mark.parametrize(
     "broker", [pytest.param("redis", marks=pytest.mark.redis)], indirect=True
 )
@@ -374,7 +374,7 @@ def slow():
     time.sleep(600)
 """
 
-#: What goes on, and what says why.
+#: Faults after which the worker goes on, and the words in its log.
 GOES_ON = [
     ("worker.runner", ".Runner", "accepted", send, "A callback failed; the pool goes on"),
     ("worker.runner", ".Runner", "_resolve", send, "can't be brought to its end"),

@@ -43,7 +43,7 @@ class Load:
         """Read what has begun, and send more."""
         with self._path.open("rb") as file:
             file.seek(self._seen)
-            # Of the last line, only a part may be there.
+            # The last line may be incomplete.
             text, newline, _ = file.read().rpartition(b"\n")
         self._seen += len(text + newline)
         self.begun.update(int(line.split()[0]) for line in text.splitlines())
@@ -97,10 +97,10 @@ def test_a_thousand_kills_leave_the_pool_at_full_size(
         )
         healed = time.monotonic() - last
         took = last - began
-        # A second, where a machine is not as slow as to need it for a few boots.
+        # A second; more on a machine that takes that long for a few boots.
         assert healed < max(1.0, 10 * boot)
         wait_for(lambda: all(job.ready() for job in load.sent), "the ends of all jobs", 120.0)
-        # Nobody had to wait: each had done a job.
+        # No slot had to back off: each child had done a job.
         assert "the next one starts in" not in worker.log
         group = worker.stats()["groups"]["perl"]
         assert (group["in_service"], group["size"]) == (SIZE, SIZE)

@@ -284,7 +284,7 @@ def leave_bare(begun):
 def test_descendants_are_known_by_a_limit_that_is_inherited(
     monkeypatch: pytest.MonkeyPatch, permitted: bool
 ) -> None:
-    """Also such as have changed their user, whose limits may only be read in another way."""
+    """Also descendants that have changed their user: their limits are read in another way."""
     with closing(guardian.Guardian()) as pool, closing(guardian.Guardian()) as other:
         # It overwrites nothing: it was started without the mark in the environment.
         program = subprocess.Popen(["cat"], stdin=subprocess.PIPE, start_new_session=True)

@@ -1,4 +1,4 @@
-"""Children that have had their time: real workers, real processes."""
+"""Recycling of children: real workers, real processes."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_child_with_no_time_left_ends_its_job(tmp_path: Path) -> None:
 
 
 def test_a_successor_that_cannot_start_leaves_the_old_child_at_work(tmp_path: Path) -> None:
-    """The program is broken by an upgrade: what runs goes on, and heals when it is mended."""
+    """An upgrade breaks the program: the old child goes on, and is replaced after a repair."""
     program = tmp_path / "child"
     well = "#!/bin/sh\nexec " + " ".join(python_child("obeys")) + "\n"
     program.write_text(well)

@@ -1,4 +1,4 @@
-"""What a worker does about children that fail, as its operator sees it."""
+"""What a worker does when children fail, as its operator sees it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_group_that_never_starts_fails_the_workers_start(tmp_path: Path) -> No
 
 
 def test_later_a_group_degrades_and_heals_without_a_restart(tmp_path: Path) -> None:
-    """Jobs wait meanwhile, and the other group's go on."""
+    """Its jobs wait meanwhile, and those of the other group go on."""
     broken = tmp_path / "broken"
     script = 'if [ -e "$BROKEN" ]; then echo "no licence" >&2; exit 1; fi; exec "$@"'
     frail = {

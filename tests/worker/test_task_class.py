@@ -1,4 +1,4 @@
-"""External tasks of apps that have a task class of their own: theirs is one of it."""
+"""External tasks of apps with a task class of their own: they derive from it."""
 
 from __future__ import annotations
 
