@@ -34,7 +34,7 @@ from .settings import (
     split_words,
 )
 
-__all__ = ("PYTHON", "ROOT", "load")
+__all__ = ("load",)
 
 #: The name of the one group in the short form ``{"argv": [...]}``.
 _ONLY_GROUP = "default"

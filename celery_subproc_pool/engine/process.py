@@ -18,13 +18,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from ..errors import SpawnError
+from ..wire.environment import STDERR, STDOUT
 
-__all__ = ("KILL_GRACE", "STDERR", "STDOUT", "ChildProcess", "pidfd")
-
-#: The environment variables that tell a child which of its descriptors are the worker's stdout
-#: and stderr.
-STDOUT = "CELERY_SUBPROC_POOL_STDOUT"
-STDERR = "CELERY_SUBPROC_POOL_STDERR"
+__all__ = ("KILL_GRACE", "ChildProcess", "pidfd")
 
 #: Seconds that a killed process may take to end.
 KILL_GRACE = 5.0
@@ -43,7 +39,7 @@ class ChildProcess:
         stderr: where its stderr goes: "log" (a pipe to us), "inherit", "null" or "handover".
             "handover" is a pipe to us too. In addition the child gets descriptors of the worker's
             stdout and stderr, to which it changes once it is ready. Their numbers are in the
-            environment as `STDOUT` and `STDERR`.
+            environment as `STDOUT` and `STDERR` (`wire.environment`).
 
     Raises:
         SpawnError: the operating system refused.

@@ -12,6 +12,7 @@ import signal
 from collections.abc import Iterator, Mapping
 
 from ..core.model import Child
+from ..wire.environment import FIRST, SLOT
 from . import programs, reports
 from .descriptors import Descriptors
 from .guardian import MARK, Guardian
@@ -22,12 +23,6 @@ from .remains import Remains
 from .running import RunningChild
 
 __all__ = ("Processes",)
-
-#: The environment variable that tells a child its place in its group, from 0 on.
-SLOT = "CELERY_SUBPROC_POOL_SLOT"
-
-#: The environment variable that tells one Python child to log what is odd about the project.
-FIRST = "CELERY_SUBPROC_POOL_FIRST"
 
 
 class Processes:

@@ -18,29 +18,23 @@ from contextlib import suppress
 from typing import Any, BinaryIO, NoReturn
 
 from ..serve import flush_prints, take_wire, write_all
+from ..wire.environment import FIRST, SLOT, STDERR, STDOUT
 from .frames import is_ours
 
 __all__ = ("main",)
-
-#: As `engine.supervisor.SLOT` and `FIRST`, `engine.process.STDOUT` and `STDERR`: a child must not
-#: import the engine.
-_SLOT = "CELERY_SUBPROC_POOL_SLOT"
-_FIRST = "CELERY_SUBPROC_POOL_FIRST"
-_STDOUT = "CELERY_SUBPROC_POOL_STDOUT"
-_STDERR = "CELERY_SUBPROC_POOL_STDERR"
 
 
 def main() -> NoReturn:
     """Boot, then serve jobs until stdin ends."""
     requests, replies = take_wire()
-    stdout, stderr = _inherited(_STDOUT), _inherited(_STDERR)
+    stdout, stderr = _inherited(STDOUT), _inherited(STDERR)
     try:
         boot = _read_boot(requests)
         _enter_project(boot)
         from . import loading, serving
 
-        first = os.environ.pop(_FIRST, None) is not None
-        app = loading.load(boot, int(os.environ.get(_SLOT, "0")), first)
+        first = os.environ.pop(FIRST, None) is not None
+        app = loading.load(boot, int(os.environ.get(SLOT, "0")), first)
     except Exception as exc:
         _say(replies, status="fatal", message=_why(exc))
         sys.exit(1)

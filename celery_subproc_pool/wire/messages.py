@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import msgspec
 
 from ..errors import ProtocolFault, RequestEncodeError
-from .json_lines import ENCODE_ERRORS, decode_line, encode, is_explained, without_mark
+from .json_lines import ENCODE_ERRORS, decode_line, encode, without_mark
 from .text import CONTROLS, quote
 
 __all__ = (
@@ -38,10 +38,8 @@ __all__ = (
     "around_greeting",
     "decode_greeting",
     "decode_reply",
-    "encode",
     "encode_cancel",
     "encode_request",
-    "is_explained",
 )
 
 #: The version of the protocol, which a child names in its `Ready`.

@@ -36,7 +36,8 @@ from ..settings import (
     PythonSettings,
     with_limits,
 )
-from ..wire import messages, python
+from ..wire import python
+from ..wire.json_lines import encode
 from ..wire.python import Boot
 from .child_env import withheld
 from .compat import app_argument
@@ -209,7 +210,7 @@ def boot_line(
         exit_grace=settings.exit_grace,
         **_how_to_get(app),
     )
-    return messages.encode(boot)
+    return encode(boot)
 
 
 def _own_tasks(app: Celery, taken: Mapping[str, str]) -> dict[str, Task]:

@@ -14,6 +14,7 @@ from celery.exceptions import Ignore, Reject
 from ..core.outcomes import ChildFacts, Lost, Terminated, describe_exit
 from ..errors import ChildTaskError, PoisonousTaskError, ProtocolFault
 from ..wire import messages
+from ..wire.json_lines import is_explained
 
 __all__ = (
     "THROTTLES_HEADER",
@@ -104,7 +105,7 @@ def protocol_fault(reason: str, facts: ChildFacts | None) -> ProtocolFault:
         " Its stdout is reserved for the protocol's messages, one a line: it must print everything"
         " else to stderr."
     )
-    if messages.is_explained(reason):
+    if is_explained(reason):
         advice = ""
     return ProtocolFault(f"{_who(facts)} broke the protocol: {reason}.{advice}{_tail(facts)}")
 

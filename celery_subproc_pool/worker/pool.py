@@ -27,6 +27,7 @@ from ..core import stats
 from ..core.scheduler import Scheduler
 from ..engine.supervisor import Supervisor
 from ..errors import ConfigError, SpawnError
+from ..settings import ROOT
 from . import banner, control, launch
 from .admission import Admission, Limits
 from .events import ChildNews
@@ -60,7 +61,7 @@ class Pool(BasePool, control.Controlled):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         try:
-            self._settings = config.load(self.app.conf.get(config.ROOT))
+            self._settings = config.load(self.app.conf.get(ROOT))
             self._routes = Routes(self.app, self._settings)
             self._limits = _limits_of(self.options)
         except ConfigError as exc:

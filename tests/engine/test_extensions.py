@@ -19,6 +19,7 @@ from celery_subproc_pool.core import actions, model, outcomes
 from celery_subproc_pool.core.scheduler import Scheduler
 from celery_subproc_pool.settings import ChildSettings
 from celery_subproc_pool.wire import messages
+from celery_subproc_pool.wire.json_lines import encode
 from celery_subproc_pool.wire.messages import CancelReason
 from celery_subproc_pool.worker.events import complaints
 from tests.support.basics import CHILDREN
@@ -440,7 +441,7 @@ def test_what_comes_after_the_end_of_a_job_is_a_fault(job: list[Any], reason: st
     ],
 )
 def test_an_invalid_greeting_is_a_fault(ready: dict[str, Any], reason: str) -> None:
-    line = messages.encode({"status": "ready", "protocol": 1, **ready}).strip()
+    line = encode({"status": "ready", "protocol": 1, **ready}).strip()
     with pytest.raises(messages.ProtocolFault, match=reason):
         messages.decode_greeting(line)
 

@@ -17,6 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from celery_subproc_pool.errors import ChildTaskError, ProtocolFault, RequestEncodeError
+from celery_subproc_pool.wire.json_lines import is_explained
 from celery_subproc_pool.wire.lines import LineBuffer
 from celery_subproc_pool.wire.messages import (
     Error,
@@ -28,7 +29,6 @@ from celery_subproc_pool.wire.messages import (
     Throttled,
     decode_reply,
     encode_request,
-    is_explained,
 )
 from celery_subproc_pool.wire.text import QUOTED_BYTES, quote
 from celery_subproc_pool.worker.outcome import protocol_fault
