@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -121,3 +122,30 @@ def test_declaring_a_task_imports_neither_the_engine_nor_celerys_worker() -> Non
     assert "celery.worker.request" not in loaded
     heavy = ("celery_subproc_pool.engine", "celery_subproc_pool.core.scheduler")
     assert not {name for name in loaded if name.startswith(heavy)}
+
+
+def defined(tree: ast.Module) -> set[str]:
+    """Return the functions and classes of a module, and the methods as ``Class.method`` too."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {
+                f"{node.name}.{each.name}"
+                for each in node.body
+                if isinstance(each, ast.FunctionDef)
+            }
+    return names
+
+
+def test_contributing_names_files_and_functions_that_exist() -> None:
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`((?:\w+/)?\w+\.py)(?:: ([\w.]+))?`", text)
+    assert len(named) > 20
+    for file, name in named:
+        path = next(iter([*PACKAGE.glob(file), *PACKAGE.glob(f"*/{file}")]), None)
+        assert path is not None or (PACKAGE.parent / file).exists(), file
+        if name:
+            assert path is not None
+            assert name in defined(ast.parse(path.read_text())), f"{file}: {name}"
