@@ -95,7 +95,7 @@ class Booting:
         service.enter(child)
         self._recycling.start_age(child, now)
 
-    def hurry(self, successor: Child, now: float) -> None:
+    def serve_early(self, successor: Child, now: float) -> None:
         """Let a successor, which has the slot for itself now, serve at once if it has no handshake
         to wait for and its process runs."""
         if successor.startup_grace_until is not None:

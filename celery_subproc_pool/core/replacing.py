@@ -93,7 +93,7 @@ class Replacing:
         delay = 0.0
         if served and slot.child is not None:
             self._recycling.note_slot(slot.child)
-            self._booting.hurry(slot.child, now)
+            self._booting.serve_early(slot.child, now)
         elif cause not in _WITHOUT_BACKOFF and not child.jobs_done:
             # Also if it had said that it is ready.
             delay = self._spawning.back_off(group, slot, reason, now)
