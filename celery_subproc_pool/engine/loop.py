@@ -198,7 +198,7 @@ class Loop:
         elif not self._turning:
             self._run_until_idle()
 
-    # -- for whoever turns it
+    # -- for the thread that turns it
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when `turn` has something to do."""
@@ -224,7 +224,7 @@ class Loop:
         self._closed = True
         self.selector.disown()
 
-    # -- for those who perform actions and serve descriptors
+    # -- for the parts that perform actions and serve descriptors
 
     def tell(self, event: Event, *arguments: Any) -> None:
         """Tell the scheduler of an event now, and have what it decides performed in this turn."""
@@ -274,7 +274,7 @@ class Loop:
         self._run_until_idle()
 
     def _run_until_idle(self) -> None:
-        """Do what follows from what is known, until nothing does. Announce the next deadline."""
+        """Run until there is nothing left to do, and announce the next deadline."""
         while not self._turning and not self.failed:
             self._turning = True
             try:
@@ -343,7 +343,7 @@ class Loop:
 
 def _answer(answer: Future[_T], question: Callable[[], _T]) -> None:
     if not answer.set_running_or_notify_cancel():
-        # Whoever asked has stopped waiting.
+        # The asking thread has stopped waiting.
         return
     try:
         answer.set_result(question())

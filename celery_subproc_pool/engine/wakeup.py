@@ -25,7 +25,7 @@ class Wakeup:
         return self._reader
 
     def wake(self) -> None:
-        """Make the descriptor readable. Once closed, it does nothing."""
+        """Make the descriptor readable. Once closed, do nothing."""
         with self._lock:
             if self._pending or self._writer is None:
                 return
