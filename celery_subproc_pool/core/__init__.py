@@ -5,10 +5,10 @@ no Celery. Events come in as method calls with the time at which they happened; 
 for `engine` to perform.
 
 Read `states` first: the rules, and the tables that keep them. `model` holds all state and says
-which module writes what. `scheduler` is the face: it takes the events, and shows which module
-decides about them.
+which module writes what. `scheduler` is the entry point: it takes the events, and shows which
+module decides about them.
 
-- Jobs: `jobs`, `queues`, `limits`, `time_limits`, `ending`, `crashes`.
+- Jobs: `jobs`, `queues`, `deadlines`, `time_limits`, `ending`, `crashes`.
 - Children, in the order of a life: `spawning`, `booting`, `slots`, `service`, `replies`,
   `recycling`, `replacing`, `stopping`, `exits`.
 - All of them: `sizing`, `shutdown`, `timers`.

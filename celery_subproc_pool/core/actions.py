@@ -1,9 +1,9 @@
 """What the scheduler wants done. The engine performs actions in order.
 
-Some actions only tell the owner of a job: `Accept`, `Resolve`, `Finished`, `SoftTimeout`,
-`Overruled`, `Progressed`; or tell of a child: `Started`, `Report`, `Recycled`. The engine performs
-these by queueing a callback. Callbacks are called in their order, after all other actions of the
-turn: they may bring new events.
+Some actions end in a callback. They tell the owner of a job (`Accept`, `Resolve`, `Finished`,
+`SoftTimeout`, `Overruled`, `Progressed`), or tell of a child (`Started`, `Report`, `Recycled`). The
+engine queues the callback. It calls callbacks in their order, after all actions of the turn,
+because they may bring new events.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Spawn(msgspec.Struct, frozen=True):
 
 
 class Accept(msgspec.Struct, frozen=True):
-    """Tell that `job` is accepted: its tracer starts. `child` is None for a job of the worker."""
+    """Tell that `job` is accepted by `child`; None is the worker itself."""
 
     job: Job
     child: Child | None

@@ -1,14 +1,11 @@
-"""How a new child comes into service, from its spawn until it has proved itself.
-
-The only writer of what a child announced, and of `Child.proven`, `.has_read` and `.seen_unread`.
-"""
+"""How a new child comes into service, from its spawn until it has proved itself."""
 
 from __future__ import annotations
 
 from ..wire.messages import Feature, Ready
 from . import service, slots
 from .actions import Action, CloseStdin, Recycled, Started
-from .limits import Alarm
+from .deadlines import Alarm
 from .model import Cause, Child, ChildState, Group, children_of
 from .recycling import Recycling
 from .spawning import Spawning
@@ -67,7 +64,7 @@ class Booting:
         child.pid = pid or child.pid
         _take_greeting(child, greeting)
         child.boot_deadline = None
-        self.note_read(child)
+        self.note_booted(child)
         return self.prove(child, now)
 
     def prove(self, child: Child, now: float) -> list[Action]:
@@ -112,14 +109,14 @@ class Booting:
             self._spawning.forget_failures(slot)
         slots.note_exit(old, old.recycle_reason, now)
         old.group.counters.count_replaced(Cause.RECYCLED)
-        return [Recycled(old, successor), *self._stopping.retire(old, now)]
+        return [Recycled(old, successor), *self._stopping.stop_when_idle(old, now)]
 
     # -- whether it reads
 
     @staticmethod
-    def note_read(child: Child) -> None:
+    def note_booted(child: Child) -> None:
         """`child` has read a request, so it has booted."""
-        child.has_read = True
+        child.has_booted = True
 
     @staticmethod
     def note_unread(child: Child) -> None:

@@ -17,7 +17,7 @@ TIMES_REMEMBERED = 1000
 class Counters:
     """The counters of one group."""
 
-    #: How many jobs the children that are gone have begun, in slots that are gone too.
+    #: How many jobs the children that are gone have begun, also those whose slot was removed.
     jobs_begun: int = 0
     jobs_done: int = 0
     throttled: int = 0

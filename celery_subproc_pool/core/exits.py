@@ -79,14 +79,14 @@ class Exits:
         """The process of `child` ended with `status`, and had read `read` bytes."""
         self._jobs.take_back_unread(child, read)
         seen_before = child.reason
-        killed = status == -signal.SIGKILL and not child.killed
-        reason = f"it exited: {describe_exit(status, killed)}"
+        killed_by_others = status == -signal.SIGKILL and not child.killed
+        reason = f"it exited: {describe_exit(status, killed_by_others)}"
         if child.state is ChildState.STOPPING or child.draining:
             actions = self._exited_as_expected(child, reason)
         else:
             cause = cause_of_exit(child)
             actions = self._replacing.replace(child, cause, reason, now, ChildState.GONE)
-        lost = Lost(status, seen_before, killed)
+        lost = Lost(status, seen_before, killed_by_others)
         ends = self._jobs.lose(child, lost, count_crash=not self._spawning.stopped)
         service.clear(child)
         slots.forget(child)

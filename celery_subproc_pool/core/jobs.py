@@ -1,7 +1,6 @@
 """What a job goes through: the queue, its child, its end.
 
-The only writer of `Job`, apart from its deadlines (`limits`). `states.JOB_TRANSITIONS` says which
-state may follow which.
+`states.JOB_TRANSITIONS` says which state may follow which.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from ..wire.messages import CancelReason
 from . import service
 from .actions import Accept, Action, Finished, Overruled, Resolve, Write
 from .crashes import Crashes
-from .limits import Alarm, Limits
+from .deadlines import Alarm, Deadlines
 from .model import Child, Group, Job, JobState
 from .outcomes import Dropped, Lost, Outcome, TimedOut
 from .queues import Queues
@@ -30,15 +29,17 @@ class Jobs:
         groups: the groups by name.
         limit: how many jobs may be open at a time, in all groups together.
         alarm: is set to when jobs may be handed out again.
-        limits: keeps the jobs' deadlines.
+        deadlines: keeps those of the jobs.
     """
 
-    def __init__(self, groups: dict[str, Group], limit: int, alarm: Alarm, limits: Limits) -> None:
+    def __init__(
+        self, groups: dict[str, Group], limit: int, alarm: Alarm, deadlines: Deadlines
+    ) -> None:
         self.limit = limit
         #: How many jobs are RESERVED, SENT or ANSWERED.
         self.open = 0
         self._alarm = alarm
-        self._limits = limits
+        self._deadlines = deadlines
         self._queues = Queues(groups)
         self._crashes = Crashes()
         self._arrived = 0
@@ -108,9 +109,9 @@ class Jobs:
             service.take(child, job)
             child.group.counters.count_wait(now - job.submitted_at)
             if job.accepted:
-                self._limits.watch(job)
+                self._deadlines.watch(job)
             else:
-                self._limits.start(job, child, now)
+                self._deadlines.start(job, child, now)
             if job.request is not None:
                 actions.append(Write(child, job))
         if not job.accepted:
@@ -131,7 +132,7 @@ class Jobs:
         job.move(JobState.SENT)
         job.begun_at = now
         job.offset = offset
-        self._limits.hear(job, child, now)
+        self._deadlines.hear(job, child, now)
 
     def cancel(
         self, job: Job, child: Child, reason: CancelReason, grace: float, since: str, now: float
@@ -148,7 +149,7 @@ class Jobs:
         """
         if job.kill_at is None:
             service.suspend(child)
-        self._limits.give_grace(job, now + grace)
+        self._deadlines.give_grace(job, now + grace)
         job.cancelled = reason
         job.grace_given = f"for {grace:g} s after {since} ({reason.value})"
 
@@ -187,7 +188,7 @@ class Jobs:
         self.open -= 1
         job.move(JobState.QUEUED)
         job.child = job.cancelled = None
-        self._limits.detach(job)
+        self._deadlines.detach(job)
         self._queues.put_back(job)
         return []
 
@@ -200,7 +201,7 @@ class Jobs:
         if job.traced_here:
             job.move(JobState.ANSWERED)
             job.child = None
-            self._limits.clear(job)
+            self._deadlines.clear(job)
         else:
             self._close(job)
         return Resolve(job, outcome, child)
@@ -226,7 +227,7 @@ class Jobs:
             self.open -= 1
         job.move(JobState.CLOSED)
         job.child = None
-        self._limits.clear(job)
+        self._deadlines.clear(job)
 
     def lose(self, child: Child, lost: Lost, count_crash: bool) -> list[Action]:
         """Close the jobs of `child`, which is gone.

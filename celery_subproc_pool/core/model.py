@@ -1,18 +1,19 @@
 """Jobs, children, slots and groups: all that changes, and which module changes it.
 
 All mutable state of `core` is here, and in private attributes of the classes of `core`. All modules
-read it. Each field has one module that writes it (a test keeps this table):
+read it. Each field has one module that writes it, with the exceptions that are named here (a test
+checks this table):
 
 counters
     `Group.counters`.
 jobs
     `Job`, its state included, apart from its deadlines.
-limits
+deadlines
     `Job.deadline`, `soft_deadline`, `silence_deadline`, `kill_at`.
 queues
     `Group.waiting`.
 service
-    `Child.jobs`, `ended`, `pending_cancels`; `Group.available`. `Child.state`, of a child that
+    `Child.jobs`, `recent_ids`, `pending_cancels`; `Group.available`. `Child.state`, of a child that
     enters or leaves service. It ends the timers of a child that leaves: `boot_deadline`,
     `startup_grace_until`, `max_age_at`.
 slots
@@ -21,7 +22,7 @@ spawning
     `Slot.spawn_at`, `failures`; `Group.degraded`, `failure`.
 booting
     What the child announced: `Child.name`, `tasks`, `features`, `unknown_features`, `capacity`.
-    `Child.pid`, `spawned_at`, `proven`, `has_read`, `seen_unread`, `boot_deadline`,
+    `Child.pid`, `spawned_at`, `proven`, `has_booted`, `seen_unread`, `boot_deadline`,
     `startup_grace_until`; `Group.announces`, `tells_progress`, `came_up`.
 recycling
     `Child.jobs_begun`, `jobs_done`, `recycle_factor`, `recycle_after_jobs`, `recycle_reason`,
@@ -181,7 +182,7 @@ class Child:
     #: Cancels sent and not answered yet; no new job while there are any: the child may be ended.
     pending_cancels: int = field(default=0, init=False)
     #: The ids of its latest jobs that are over.
-    ended: deque[str] = field(default_factory=lambda: deque(maxlen=IDS_REMEMBERED), init=False)
+    recent_ids: deque[str] = field(default_factory=lambda: deque(maxlen=IDS_REMEMBERED), init=False)
     #: How many requests were written to it.
     jobs_begun: int = field(default=0, init=False)
     #: How many requests it has answered.
@@ -193,8 +194,8 @@ class Child:
     startup_grace_until: float | None = field(default=None, init=False)
     #: Whether it has proved that it can start.
     proven: bool = field(default=False, init=False)
-    #: Whether it is known to have read a request, so to have booted.
-    has_read: bool = field(default=False, init=False)
+    #: Whether it is known to have booted: it has greeted, or has read a request.
+    has_booted: bool = field(default=False, init=False)
     #: Whether a probe found that it had not read its first request yet.
     seen_unread: bool = field(default=False, init=False)
     #: Returns a quote of the line that it has begun and not ended; empty if there is none.

@@ -22,12 +22,12 @@ __all__ = (
 )
 
 
-def describe_exit(status: int, killed: bool = False) -> str:
+def describe_exit(status: int, killed_by_others: bool = False) -> str:
     """Return a process' exit status as text, in billiard's words.
 
     Arguments:
         status: as `subprocess.Popen.returncode`: negative is a signal's number.
-        killed: whether we did not send that SIGKILL.
+        killed_by_others: whether it is a SIGKILL that we did not send.
     """
     if status >= 0:
         return f"exitcode {status}"
@@ -36,7 +36,7 @@ def describe_exit(status: int, killed: bool = False) -> str:
     except ValueError:
         return f"signal {-status}"
     # The usual sender is a system that runs out of memory.
-    return f"{text}, out of memory?" if killed else text
+    return f"{text}, out of memory?" if killed_by_others else text
 
 
 class Answered(msgspec.Struct, frozen=True):
@@ -59,7 +59,7 @@ class Lost(msgspec.Struct, frozen=True):
     #: What was seen before the exit; empty if nothing.
     reason: str
     #: Whether the child got a SIGKILL that we did not send.
-    killed: bool = False
+    killed_by_others: bool = False
     #: How many children the job has crashed in this worker, once `max_crashes` is reached; else 0.
     crashes: int = 0
     #: Whether no child has begun it and none will, because the worker stops.

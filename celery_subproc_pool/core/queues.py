@@ -1,7 +1,4 @@
-"""The jobs that wait, in order of arrival, and which child can have which.
-
-The only writer of `Group.waiting`.
-"""
+"""The jobs that wait, in order of arrival, and which child can have which."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""When a child has served long enough: `max_jobs`, `max_age`, `max_memory`, or at its own wish.
-
-The only writer of what a child has done (`jobs_begun`, `jobs_done`) and of its `recycle_` fields.
-"""
+"""When a child has served long enough: `max_jobs`, `max_age`, `max_memory`, or at its own wish."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from .actions import Action, Measure
-from .limits import Alarm
+from .deadlines import Alarm
 from .model import Child
 
 __all__ = ("Recycling",)

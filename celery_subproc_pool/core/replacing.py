@@ -1,7 +1,4 @@
-"""How a child is replaced after a fault: its jobs, its slot, and its end.
-
-The only writer of `Child.reason` and `.draining`.
-"""
+"""How a child is replaced after a fault: its jobs, its slot, and its end."""
 
 from __future__ import annotations
 

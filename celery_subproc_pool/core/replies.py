@@ -5,8 +5,8 @@ from __future__ import annotations
 from ..wire.messages import Error, Feature, Log, Progress, Reply, Throttled
 from .actions import Action, Logged, Progressed
 from .booting import Booting
+from .deadlines import Deadlines
 from .jobs import Jobs, overruled
-from .limits import Limits
 from .model import Child, ChildState, Job, JobState
 from .outcomes import Answered
 from .recycling import Recycling
@@ -26,7 +26,7 @@ class Replies:
     def __init__(
         self,
         jobs: Jobs,
-        limits: Limits,
+        deadlines: Deadlines,
         spawning: Spawning,
         recycling: Recycling,
         booting: Booting,
@@ -34,7 +34,7 @@ class Replies:
         replacing: Replacing,
     ) -> None:
         self._jobs = jobs
-        self._limits = limits
+        self._deadlines = deadlines
         self._spawning = spawning
         self._recycling = recycling
         self._booting = booting
@@ -54,8 +54,8 @@ class Replies:
         else:
             actions = overruled(job)
         self._recycling.count_done(child)
-        if not child.has_read:
-            self._booting.note_read(child)
+        if not child.has_booted:
+            self._booting.note_booted(child)
         if child.state is not ChildState.STOPPING and not child.draining:
             actions += self._check(child, bool(reply.retire), now)
         actions += self._stopping.release(child, job, now)
@@ -93,7 +93,7 @@ class Replies:
         if job.state is not JobState.SENT:
             # It was told to end the job, and has not yet.
             return []
-        self._limits.hear(job, child, now)
+        self._deadlines.hear(job, child, now)
         return [Progressed(job, progress.meta or {})]
 
     def logged(self, child: Child, record: Log, now: float) -> list[Action]:
@@ -102,7 +102,7 @@ class Replies:
             return self._replacing.fault(child, _unannounced(Feature.LOG), now)
         job = None if record.id is None else _job_of(child, record.id)
         if job is not None:
-            self._limits.hear(job, child, now)
+            self._deadlines.hear(job, child, now)
         return [Logged(child, job, record)]
 
 
@@ -119,7 +119,7 @@ def _job_of(child: Child, task_id: str | None) -> Job | None:
 def _unexpected(child: Child, message: Reply | Progress, kind: str) -> str:
     """Say what is wrong with a message that is about none of the child's jobs."""
     jobs = [job for job in child.jobs.values() if job.state is not JobState.RESERVED]
-    if message.id in child.ended:
+    if message.id in child.recent_ids:
         text = f"a {kind} for {message.id}, which it had answered before: {message!r}"
     elif not jobs:
         text = f"a {kind} that nobody asked for: {message!r}"

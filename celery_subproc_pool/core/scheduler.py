@@ -1,8 +1,8 @@
-"""The face of `core`: takes events and returns the actions to perform.
+"""The entry point of `core`: takes events and returns the actions to perform.
 
-Each event is a method. Its last argument is the time at which it happened (seconds of any monotonic
-clock). It returns actions, to be performed in order. `written` and `measured` return nothing: they
-have no consequences until `dispatch`.
+Each event is a method. Its last argument without a default is `now`, the time at which it happened
+(seconds of any monotonic clock). It returns actions, to be performed in order. `written` and
+`measured` return nothing: they have no consequences until `dispatch`.
 
 Call `dispatch` after the events of a turn, when all that is known was told. The rules are in
 `states`; the docstring of each module says what it decides.
@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable
 from ..wire.messages import CancelReason, Log, Progress, Ready, Reply
 from .actions import Action
 from .booting import Booting, still_booting
+from .deadlines import Alarm, Deadlines
 from .ending import Ending
 from .exits import Exits
 from .jobs import Jobs
-from .limits import Alarm, Limits
 from .model import Child, Group, Job, JobState
 from .recycling import Recycling
 from .replacing import Replacing
@@ -47,18 +47,18 @@ class Scheduler:
     ) -> None:
         self.groups = groups
         self._alarm = alarm = Alarm()
-        limits = Limits(alarm)
-        self._jobs = jobs = Jobs(groups, limit, alarm, limits)
+        deadlines = Deadlines(alarm)
+        self._jobs = jobs = Jobs(groups, limit, alarm, deadlines)
         self._stopping = stopping = Stopping(alarm)
         self._recycling = recycling = Recycling(alarm, random)
         self._spawning = spawning = Spawning(groups, alarm, recycling, random)
         self._booting = Booting(alarm, spawning, recycling, stopping)
         self._replacing = Replacing(jobs, spawning, recycling, self._booting, stopping)
         self._replies = Replies(
-            jobs, limits, spawning, recycling, self._booting, stopping, self._replacing
+            jobs, deadlines, spawning, recycling, self._booting, stopping, self._replacing
         )
         self._ending = Ending(jobs, stopping, self._replacing)
-        self._time_limits = TimeLimits(limits, self._booting, self._replacing, self._ending)
+        self._time_limits = TimeLimits(deadlines, self._booting, self._replacing, self._ending)
         self._exits = Exits(jobs, spawning, stopping, self._replacing)
         self._sizing = Sizing(groups, jobs, spawning, stopping)
         self._shutdown = Shutdown(groups, jobs, spawning, stopping, self._replacing)
@@ -79,7 +79,7 @@ class Scheduler:
         """
         return self._shutdown.close(now)
 
-    def flush(self) -> list[Action]:
+    def flush(self, now: float) -> list[Action]:
         """Drop the jobs that were not accepted yet."""
         return self._jobs.drop()
 

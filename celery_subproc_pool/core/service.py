@@ -1,7 +1,4 @@
-"""Which jobs a child has, and whether it can have another one.
-
-The only writer of `Child.jobs`, `.ended` and `.pending_cancels`, and of `Group.available`.
-"""
+"""Which jobs a child has, and whether it can have another one."""
 
 from __future__ import annotations
 
@@ -55,7 +52,7 @@ def release(child: Child, job: Job) -> bool:
         Whether it is to be stopped instead: it serves no slot, and this was its last job.
     """
     del child.jobs[job.task_id]
-    child.ended.append(job.task_id)
+    child.recent_ids.append(job.task_id)
     child.pending_cancels -= job.kill_at is not None
     serves_slot = child.slot.child is child
     if not child.jobs:

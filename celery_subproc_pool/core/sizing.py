@@ -56,7 +56,7 @@ class Sizing:
         for group in self._elastic_groups():
             for slot in _removable_slots(group)[::-1][: _surplus(group, self._jobs.limit)]:
                 for child in slots.remove(group, slot):
-                    actions += self._stopping.retire(child, now)
+                    actions += self._stopping.stop_when_idle(child, now)
         return actions
 
     def _elastic_groups(self) -> list[Group]:

@@ -1,8 +1,4 @@
-"""Which child serves a slot, and which one is its successor.
-
-The only writer of `Slot.child`, `.successor`, `.jobs_begun` and `.last_exit`, and of `Group.slots`,
-`.children` and `.successors`.
-"""
+"""Which child serves a slot, and which one is its successor."""
 
 from __future__ import annotations
 

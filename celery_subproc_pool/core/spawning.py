@@ -1,7 +1,4 @@
-"""When a slot gets its next child, and how long it backs off before.
-
-The only writer of `Slot.spawn_at` and `.failures`, and of `Group.degraded` and `.failure`.
-"""
+"""When a slot gets its next child, and how long it backs off before."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from . import slots
 from .actions import Action, Healed, Spawn
-from .limits import Alarm
+from .deadlines import Alarm
 from .model import Child, Group, Slot
 from .recycling import Recycling
 

@@ -26,11 +26,14 @@ CLOSED
 
 **What may have begun is never given to another child.** Only a RESERVED job goes back to the queue.
 A SENT job becomes RESERVED again if its child has read no byte of the request and will read no
-more. After `jobs.MAX_REQUEUES` children the job is given up: it may be the cause.
+more. It may go back `jobs.MAX_REQUEUES` times. After the next lost child the job is given up: it
+may be the cause.
 
-**A reply counts whenever it comes.** A child that takes no more requests may answer those that it
-has, within their limits. A child that is being ended is heard until it has exited. Its replies
-still end jobs that are SENT, unless they report a failure: that may be due to the end.
+**A late reply counts.** A child that takes no more requests may answer those that it has, within
+their limits. A child that is being ended is heard until it has exited. Its replies still end jobs
+that are SENT. They do not count if they report a failure, which may be due to the end, and not if
+the worker stops: then all jobs that are left are given back. Replies to jobs that are over never
+count.
 
 **Ending a job before its child has answered ends the child**, with two exceptions. A child that
 announced `cancel` is told to cancel the job. A child with other jobs is not killed for one of them.

@@ -1,7 +1,4 @@
-"""How a child is made to exit: end of stdin, SIGTERM, SIGKILL.
-
-The only writer of `Child.stop_deadline`, `.terminating`, `.killed` and `.unkillable`.
-"""
+"""How a child is made to exit: end of stdin, SIGTERM, SIGKILL."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import signal
 
 from . import service
 from .actions import Action, CloseStdin, Kill
-from .limits import Alarm
+from .deadlines import Alarm
 from .model import Child, ChildState, Job
 
 __all__ = ("KILL_PATIENCE", "Stopping")
@@ -39,7 +36,7 @@ class Stopping:
         self.escalate_at(child, now + child.group.settings.stop_timeout, terminating=False)
         return [CloseStdin(child)]
 
-    def retire(self, child: Child, now: float) -> list[Action]:
+    def stop_when_idle(self, child: Child, now: float) -> list[Action]:
         """Stop `child`, which serves no slot any more, once it has no job."""
         if not child.jobs:
             return self.stop_gently(child, now)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from .actions import Action
+from .deadlines import Alarm
 from .jobs import Jobs
-from .limits import Alarm
 from .model import Child, ChildState, Group, children_of
 from .spawning import Spawning
 from .time_limits import TimeLimits

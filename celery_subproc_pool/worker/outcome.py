@@ -139,7 +139,7 @@ def _how(lost: Lost, facts: ChildFacts | None) -> str:
     if lost.status is None:
         return lost.reason
     reason = f"; {lost.reason}" if lost.reason else ""
-    return f"{describe_exit(lost.status, lost.killed)} ({_who(facts)}{reason})"
+    return f"{describe_exit(lost.status, lost.killed_by_others)} ({_who(facts)}{reason})"
 
 
 def _who(facts: ChildFacts | None) -> str:

@@ -213,7 +213,7 @@ class Pool(BasePool, control.Controlled):
         """Drop the jobs that were not accepted yet: the broker will deliver them again."""
         running = self._running
         if running is not None:
-            running.engine.post(_timeless(running.engine.scheduler.flush))
+            running.engine.post(running.engine.scheduler.flush)
 
     # -- restart
 
@@ -311,11 +311,6 @@ def _limits_of(options: Mapping[str, Any]) -> Limits:
         )
     except ValueError as exc:
         raise ConfigError(str(exc)) from None
-
-
-def _timeless(event: Callable[[], Any]) -> Callable[[float], Any]:
-    """Adapt an event of the scheduler that takes no time."""
-    return lambda now: event()
 
 
 control.register()

@@ -113,7 +113,7 @@ def test_a_sigkill_that_we_did_not_send_is_reported(by_us: bool) -> None:
     actions = world.tell(world.scheduler.exited, child, -9, READ_ALL)
     [lost] = (action.outcome for action in actions if isinstance(action, Resolve))
     assert isinstance(lost, Lost)
-    assert lost.killed != by_us
+    assert lost.killed_by_others != by_us
     if not by_us:
         [report] = reports(actions)
         assert report.reason == "it exited: signal 9 (SIGKILL), out of memory?"

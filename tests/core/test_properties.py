@@ -293,7 +293,8 @@ class World(RuleBasedStateMachine):
         job = action.job
         if isinstance(action.outcome, Lost) and job.group == "fixed":
             unread = action.outcome.status is None
-            assert action.outcome.crashes == (0 if unread else 1)
+            # More than one, if a job of the same id has crashed a child of another group.
+            assert bool(action.outcome.crashes) != unread
         if job in self.exchanging:
             self.exchanging.remove(job)
             if self.is_answer(action):
@@ -373,7 +374,7 @@ class World(RuleBasedStateMachine):
 
     @rule()
     def flush(self) -> None:
-        self.by_thread(lambda now: self.scheduler.flush())
+        self.by_thread(self.scheduler.flush)
 
     @precondition(lambda self: self.scheduler.limit < 5)
     @rule(count=st.integers(1, 2), turn=st.booleans())

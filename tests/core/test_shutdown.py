@@ -53,19 +53,19 @@ def test_close_and_flush_drop_only_what_was_not_accepted() -> None:
     assert (again.state, waiting.state) == (JobState.QUEUED, JobState.QUEUED)
     assert [job.accepted for job in (other, local, late)] == [True, True, False]
 
-    assert world.scheduler.flush() == [
+    assert world.scheduler.flush(world.now) == [
         Resolve(late, Dropped(), None),
         Resolve(waiting, Dropped(), None),
     ]
     assert late.state is JobState.CLOSED
     assert list(world.scheduler.groups["a"].waiting) == [again]
-    assert world.scheduler.flush() == []
+    assert world.scheduler.flush(world.now) == []
 
 
 def test_after_a_flush_jobs_are_taken_and_after_a_close_they_are_dropped() -> None:
     world = World(limit=1, a=kind())
     job, child = world.send("x")
-    world.scheduler.flush()
+    world.scheduler.flush(world.now)
     waiting = world.submit("y")
     assert waiting.state is JobState.QUEUED
     assert world.scheduler.close(world.now) == [Resolve(waiting, Dropped(), None)]

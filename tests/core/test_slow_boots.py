@@ -38,7 +38,7 @@ def test_the_limit_of_a_first_job_counts_from_when_its_child_reads_it() -> None:
     world.tell(world.scheduler.probed, child, READ_NOTHING)
     assert world.at(2.0) == [Probe(child)]
     assert world.tell(world.scheduler.probed, child, READ_ALL) == []
-    assert child.has_read
+    assert child.has_booted
     assert world.at(2.9) == []
     assert world.at(3.0) == [SoftTimeout(job, child, None)]
     assert ends(world.at(4.0)) == [Resolve(job, TimedOut(2.0), child)]

@@ -84,7 +84,7 @@ def test_each_transition_of_a_job_is_caused_by_events() -> None:
     world.tell(scheduler.submit, reserved)
     world.tell(scheduler.terminate, reserved, signal.SIGTERM)
     world.note(scheduler.submit, waiting)
-    scheduler.flush()
+    scheduler.flush(0.0)
     assert seen == {
         (source, target) for source, targets in JOB_TRANSITIONS.items() for target in targets
     }

@@ -98,7 +98,7 @@ class World:
         if self.spawns_fail:
             return self.scheduler.spawn_failed(child, "no such program", self.now)
         self.last_pid += 1
-        child.has_read = not self.children_boot_slowly
+        child.has_booted = not self.children_boot_slowly
         return self.scheduler.spawned(child, self.last_pid, self.now)
 
     def note(self, event: Event, *arguments: Any) -> list[Action]:

@@ -1,14 +1,11 @@
-"""When something is due: for the engine as a whole, and for each job.
-
-`Limits` is the only writer of a job's deadlines.
-"""
+"""When something is due: for the engine as a whole, and for each job."""
 
 from __future__ import annotations
 
 from .model import Child, Job, JobState
 from .outcomes import TimedOut
 
-__all__ = ("PROBE_INTERVAL", "Alarm", "Limits")
+__all__ = ("PROBE_INTERVAL", "Alarm", "Deadlines")
 
 #: Seconds between two looks whether a child has read its first request.
 PROBE_INTERVAL = 0.1
@@ -36,7 +33,7 @@ class Alarm:
             self.deadline = deadline
 
 
-class Limits:
+class Deadlines:
     """Keeps the deadlines of jobs.
 
     Arguments:
@@ -83,11 +80,11 @@ class Limits:
         self._alarm.set(job.kill_at)
 
     def clear(self, job: Job) -> None:
-        """Drop the limits of `job`, which is over. Its child may still have to end it."""
+        """Drop the deadlines of `job`, which is over. Its child may still have to end it."""
         job.deadline = job.soft_deadline = job.silence_deadline = None
 
     def detach(self, job: Job) -> None:
-        """Keep only the limits that go on while `job` waits for another child."""
+        """Keep only the deadlines that go on while `job` waits for another child."""
         job.silence_deadline = job.kill_at = None
         self._alarm.set(job.deadline)
 
