@@ -157,6 +157,8 @@ class Pool(BasePool, control.Controlled):
         """Kill the children, whatever they do, and free all resources: a cold shutdown."""
         running, self._running = self._running, None
         if running is not None:
+            # A consumer in another thread must not wait for a slot for good.
+            self._slots.close()
             running.end()
 
     # -- jobs

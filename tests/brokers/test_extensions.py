@@ -367,4 +367,7 @@ def test_a_cold_shutdown_begins_nothing_that_waits(broker: str, tmp_path: Path) 
         assert runs.read_text() == "run\n" * 4
         for job in held:
             work.app.control.revoke(job.id, terminate=True, destination=[work.project.node])
+            # If the worker stopped before it knows of the revoke, it would wait for the job.
+            with pytest.raises(TaskRevokedError):
+                get(job)
     work.close()
