@@ -4,9 +4,11 @@ To add a setting:
 
 1. Add a field here, with its default and a comment that says what it means and its unit. Use
    `CommonSettings` for all groups, `ChildSettings` for external children, `PythonSettings` for
-   Python children.
+   Python children. (`PythonSettings.as_child` makes a `ChildSettings` of the latter.)
 2. If the field's type can't express what is allowed, add a check to `config`.
 3. Add a row to the table in docs/settings.md. A test compares the fields with that table.
+4. Use it where it takes effect: `child.group.settings` in `core` (decisions) and in
+   `engine/processes.py: spawn` (how a process is started).
 """
 
 from __future__ import annotations
@@ -88,8 +90,8 @@ class CommonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     #: Number of children. None: as many as the worker's concurrency needs.
     size: Count | None = None
     #: Seconds that a child may take to boot. With a handshake, the boot ends when the child is
-    #: ready. Without one, it ends when the child reads its first job; this counts only if that job
-    #: is not done in time.
+    #: ready. Without one, it ends when the child reads its first job; this is checked only when the
+    #: time limit of that job is over.
     start_timeout: Positive = 60.0
     #: Seconds between closing stdin, SIGTERM and SIGKILL when a child is stopped.
     stop_timeout: Positive = 10.0

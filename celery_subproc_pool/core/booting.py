@@ -93,8 +93,8 @@ class Booting:
         self._recycling.start_age(child, now)
 
     def serve_early(self, successor: Child, now: float) -> None:
-        """Let a successor, which has the slot for itself now, serve at once if it has no handshake
-        to wait for and its process runs."""
+        """Let `successor` serve now: the child before it is gone. Not if its process does not run
+        yet, or if it has a handshake to wait for."""
         if successor.startup_grace_until is not None:
             self.serve(successor, now)
 

@@ -1,4 +1,4 @@
-"""When a child has served long enough: `max_jobs`, `max_age`, `max_memory`, or at its own wish."""
+"""When a child has served long enough: `max_jobs`, `max_age`, `max_memory`, or at its request."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Kills every child's process group when the worker dies, however it dies.
 
 This module is also a script that runs as a process of its own, the guardian. It reads the pids of
-the children from its stdin. That ends when the worker was killed, or needs no children any more.
-Then the guardian ends the children's process groups. It also ends every other process that carries
-the worker's mark, because a child may have started it in a session of its own. `Guardian` is the
-worker's end of the pipe. The script must start fast: it imports only the standard library.
+the children from its stdin. Its stdin ends when the worker dies or stops. Then the guardian ends
+the children's process groups. It also ends every other process that carries the worker's mark,
+because a child may have started it in a session of its own. `Guardian` is the worker's end of the
+pipe. The script must start fast: it imports only the standard library.
 
 The mark is twofold: a variable in the environment, and a resource limit without effect. That is the
 soft limit on the time that a real-time process may run: hundreds of centuries, and a different

@@ -9,7 +9,7 @@
 
 A turn tells the scheduler everything that has happened. Then it lets the scheduler hand out jobs,
 performs all actions, and repeats this until nothing is left to do. Callbacks run last, one at a
-time, because they may come back: Celery calls `post` from inside of one.
+time, because a callback may call the loop again: Celery calls `post` from inside of one.
 
 One thread turns the loop. It is the thread of the worker's event loop, which sees one descriptor
 (`fileno`) and one timer (`on_deadline`), or a thread that does nothing else. A signal handler may

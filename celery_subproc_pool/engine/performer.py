@@ -173,7 +173,7 @@ class Performer:
         if action.signum == signal.SIGKILL:
             running.programs = _programs_of(running)
         if not running.kill(action.signum) and action.signum == signal.SIGKILL:
-            reason = reports.whose(running.process.pid)
+            reason = reports.why_not_ours(running.process.pid)
             self._loop.tell(self._scheduler.unkillable, action.child, reason)
 
     def _close_stdin(self, action: actions.CloseStdin) -> None:

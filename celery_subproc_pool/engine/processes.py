@@ -1,8 +1,8 @@
 """Owns every process: starts children and the guardian, and ends them and what they have started.
 
-Four ways lead out: a child that has exited is forgotten (`forget`), what it left running is ended
-first (`remains`), the worker ends all children (`kill_all`), or this process turns out to be a
-forked copy and touches none of them (`disown`).
+A child that has exited is forgotten (`forget`). What it left running is ended before (`remains`).
+When the worker ends, all children are killed (`kill_all`). A forked copy of the worker lets go of
+all of them and touches none (`disown`).
 """
 
 from __future__ import annotations

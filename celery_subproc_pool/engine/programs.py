@@ -15,13 +15,13 @@ __all__ = ("members", "titles")
 _CLEANER = "resource_tracker"
 
 
-def members(groups: Iterable[int]) -> dict[int, list[int]]:
+def members(process_groups: Iterable[int]) -> dict[int, list[int]]:
     """Return the pids of what runs in each process group, except the group's leader.
 
     Arguments:
-        groups: the groups' numbers.
+        process_groups: their numbers.
     """
-    found: dict[int, list[int]] = {group: [] for group in groups}
+    found: dict[int, list[int]] = {group: [] for group in process_groups}
     for pid in psutil.pids() if found else ():
         # It may be gone by now.
         with suppress(OSError):

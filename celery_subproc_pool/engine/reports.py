@@ -21,7 +21,7 @@ __all__ = (
     "some_of",
     "stranded",
     "unkillable",
-    "whose",
+    "why_not_ours",
 )
 
 logger = logging.getLogger("celery_subproc_pool")
@@ -102,7 +102,7 @@ def healed(group: Group) -> None:
     logger.warning("The group %s is whole again: %s", group.name, _strength(group))
 
 
-def whose(pid: int) -> str:
+def why_not_ours(pid: int) -> str:
     """Return, in words, why the worker can't signal the process `pid`."""
     try:
         owner = psutil.Process(pid).username()

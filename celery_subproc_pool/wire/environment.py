@@ -1,7 +1,7 @@
 """The environment variables by which the worker tells its children something.
 
-A Python child reads them before it may import anything else. The guardian's `MARK` stands in its
-own script.
+A Python child reads them before it may import anything else. The guardian's `MARK`
+is defined in `engine/guardian.py`, which is a script of its own.
 """
 
 from __future__ import annotations

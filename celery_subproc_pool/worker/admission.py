@@ -5,6 +5,7 @@ All of it runs on the thread that calls `apply_async`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,15 +16,17 @@ from ..python_child import codec
 from ..settings import PYTHON
 from .calls import CallJob
 from .fast_path import FastPath
-from .intake import seconds
 from .jobs import PoolJob
 from .requests import deserialized_body
 from .routes import Routes
 
-__all__ = ("Admission", "Limits")
+__all__ = ("Admission", "WorkerLimits", "seconds")
+
+#: A hundred years, in seconds: more counts as no limit, and would overflow clocks.
+LONGEST = 100 * 365 * 86400.0
 
 
-class Limits(NamedTuple):
+class WorkerLimits(NamedTuple):
     """The time limits of a worker, in seconds; None is none."""
 
     hard: float | None
@@ -46,7 +49,7 @@ class Admission:
         app: Celery,
         routes: Routes,
         groups: Mapping[str, Group],
-        limits: Limits,
+        limits: WorkerLimits,
         hostname: str,
     ) -> None:
         # `app.tasks` takes a lock: not for each job.
@@ -108,3 +111,28 @@ class Admission:
         soft = seconds(soft if own_soft else task.soft_time_limit, "the soft time limit")
         job.timeout = hard or self._limits.hard or default
         job.soft_timeout = soft or self._limits.soft
+
+
+def seconds(value: Any, name: str) -> float | None:
+    """Return a time limit in seconds; None for no limit.
+
+    Arguments:
+        value: the limit in a message, a task or the configuration: a number, or what can be read
+            as a number, for example text from an environment variable.
+        name: the name of the limit in the error message.
+
+    Raises:
+        ValueError: it is not a number, or it is negative.
+    """
+    if not value:
+        return None
+    try:
+        limit = float(value)
+    except (TypeError, ValueError, OverflowError):
+        limit = math.nan
+    if limit >= 0:
+        if not 0 < limit < LONGEST:
+            return None
+        # A number is returned as it came: it is shown in the log.
+        return value if type(value) in (int, float) else limit
+    raise ValueError(f"{name}: expected a number of seconds, got {value!r}")

@@ -32,7 +32,7 @@ class CallJob(PoolJob):
     `error_callback`, the log gets its failure.
 
     Arguments:
-        owner: takes the job's wishes to the engine.
+        owner: passes on to the engine what the job asks for.
         target: the callable.
         callbacks: as `Callbacks`; each may be None, as on prefork.
     """

@@ -159,7 +159,8 @@ def _place(child: Child) -> dict[str, Any]:
 
 
 def complaints(child: Child, takes_tasks: bool) -> Iterator[str]:
-    """Yield what is odd about the handshake of `child`, each worded to follow "its group".
+    """Yield what is odd about the handshake of `child`. The log puts "The children of the group"
+    and its name before each.
 
     Arguments:
         child: a child that is ready.

@@ -11,7 +11,6 @@ fails is rejected, as Celery does with messages that it finds invalid.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,10 +19,7 @@ from celery.exceptions import InvalidTaskError
 from celery.worker import strategy
 from kombu.exceptions import ContentDisallowed, DecodeError
 
-__all__ = ("ODD_VALUE_ERRORS", "guard_consumer", "seconds")
-
-#: A hundred years, in seconds: more counts as no limit, and would overflow clocks.
-LONGEST = 100 * 365 * 86400.0
+__all__ = ("ODD_VALUE_ERRORS", "guard_consumer")
 
 #: How Celery's own strategy is written.
 _CELERYS = Task.Strategy
@@ -113,28 +109,3 @@ def _check_stamps(stamped: Any, stamps: Any) -> None:
         raise InvalidTaskError(f"its stamped_headers: expected a list of names, got {stamped!r}")
     if stamps and not isinstance(stamps, Mapping):
         raise InvalidTaskError(f"its stamps: expected a mapping, got {stamps!r}")
-
-
-def seconds(value: Any, name: str) -> float | None:
-    """Return a time limit in seconds; None for no limit.
-
-    Arguments:
-        value: the limit in a message, a task or the configuration: a number, or what can be read
-            as a number, for example text from an environment variable.
-        name: the name of the limit in the error message.
-
-    Raises:
-        ValueError: it is not a number, or it is negative.
-    """
-    if not value:
-        return None
-    try:
-        limit = float(value)
-    except (TypeError, ValueError, OverflowError):
-        limit = math.nan
-    if limit >= 0:
-        if not 0 < limit < LONGEST:
-            return None
-        # A number is returned as it came: it is shown in the log.
-        return value if type(value) in (int, float) else limit
-    raise ValueError(f"{name}: expected a number of seconds, got {value!r}")

@@ -39,7 +39,7 @@ class Callbacks(NamedTuple):
 
 
 class Owner(Protocol):
-    """Takes a job's wishes to the engine, from any thread."""
+    """Passes on to the engine what a job asks for, from any thread."""
 
     def provide(self, job: PoolJob, line: bytes) -> None:
         """Give the engine the request line of `job`."""
@@ -63,7 +63,7 @@ class PoolJob(Job):
     there must be a job that can fail.
 
     Arguments:
-        owner: takes the job's wishes to the engine.
+        owner: passes on to the engine what the job asks for.
         target: Celery's tracer.
         arguments: the tracer's: the task's name, its id, and the rest of the message.
         callbacks: tell Celery what becomes of the job.
@@ -134,7 +134,8 @@ class PoolJob(Job):
         self._owner.terminate_jobs([self], signum)
 
     def answer(self, answer: Reply | BaseException) -> None:
-        """Give `answer` to the tracing thread, now or when it asks. It raises an exception."""
+        """Give `answer` to the tracing thread, now or when it asks. If it is an exception, the thread
+        raises it."""
         self._answer = answer
         self._wake()
 

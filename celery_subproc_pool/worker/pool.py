@@ -29,13 +29,13 @@ from ..engine.supervisor import Supervisor
 from ..errors import ConfigError, SpawnError
 from ..settings import ROOT
 from . import banner, control, launch
-from .admission import Admission, Limits
+from .admission import Admission, WorkerLimits, seconds
 from .events import ChildNews
-from .intake import guard_consumer, seconds
+from .intake import guard_consumer
 from .jobs import Callbacks, PoolJob
 from .routes import Routes
 from .runner import Runner
-from .running import Running, start_children
+from .session import Session, start_children
 from .slots import slots_for
 
 __all__ = ("Pool",)
@@ -71,17 +71,17 @@ class Pool(BasePool, control.Controlled):
         self._hostname = _hostname_of(self.options)
         self._slots = slots_for(self.limit, self.options.get("semaphore"))
         self._news = ChildNews(self.app, self._routes, self)
-        self._running: Running | None = None
+        self._session: Session | None = None
         #: Celery's worker, once it is set up.
         self._worker: Any = None
         signals.celeryd_after_setup.connect(self._on_after_setup)
         signals.worker_ready.connect(self._news.on_worker_ready)
 
-    def _must_run(self) -> Running:
-        running = self._running
-        if running is None:
+    def _must_run(self) -> Session:
+        session = self._session
+        if session is None:
             raise RuntimeError("the pool is not running")
-        return running
+        return session
 
     def _on_after_setup(self, instance: Any, **_: Any) -> None:
         if instance.pool is self:
@@ -101,7 +101,7 @@ class Pool(BasePool, control.Controlled):
             logger.critical("The pool can't start: %s", exc)
             raise WorkerShutdown(EX_FAILURE) from None
         guard_consumer(self.app)
-        self._running = Running(runner, self._slots, self.options.get("threads", True))
+        self._session = Session(runner, self._slots, self.options.get("threads", True))
 
     def _launch(self) -> Runner:
         """Return a runner whose children are up."""
@@ -130,36 +130,36 @@ class Pool(BasePool, control.Controlled):
 
     def register_with_event_loop(self, loop: Any) -> None:
         """Let kombu's hub `loop` turn the engine; called again after a lost connection."""
-        running = self._running
-        if running is not None:
-            running.driver.attach(loop)
+        session = self._session
+        if session is not None:
+            session.driver.attach(loop)
 
     def on_close(self) -> None:
         """Take no more jobs. Those that were not accepted stay with the broker."""
-        running = self._running
-        if running is not None:
+        session = self._session
+        if session is not None:
             # First: the jobs that the engine drops must not let in those that wait for a slot.
             self._slots.close()
-            running.engine.post(running.engine.scheduler.close)
+            session.engine.post(session.engine.scheduler.close)
 
     def on_stop(self) -> None:
         """Let the accepted jobs end, then the children: a warm shutdown."""
-        running = self._running
-        if running is None:
+        session = self._session
+        if session is None:
             return
         self.on_close()
-        running.drain()
+        session.drain()
         # In a signal handler, the turn that it has interrupted goes on.
-        if not running.engine.turning:
+        if not session.engine.turning:
             self.on_terminate()
 
     def on_terminate(self) -> None:
         """Kill the children, whatever they do, and free all resources: a cold shutdown."""
-        running, self._running = self._running, None
-        if running is not None:
+        session, self._session = self._session, None
+        if session is not None:
             # A consumer in another thread must not wait for a slot for good.
             self._slots.close()
-            running.end()
+            session.end()
 
     # -- jobs
 
@@ -193,11 +193,11 @@ class Pool(BasePool, control.Controlled):
         """
         if waitforslot:
             self._slots.wait()
-        running = self._running
-        if self._state != self.RUN or running is None or running.engine.failed:
+        session = self._session
+        if self._state != self.RUN or session is None or session.engine.failed:
             return None
         callbacks = Callbacks(accept_callback, callback, error_callback, timeout_callback)
-        return running.runner.submit(target, args, kwargs, callbacks, timeout, soft_timeout)
+        return session.runner.submit(target, args, kwargs, callbacks, timeout, soft_timeout)
 
     def terminate_job(self, pid: int, signal: int | str | None = None) -> None:
         """Do nothing, except for the job that Celery is being told of as accepted. Never raises.
@@ -207,15 +207,15 @@ class Pool(BasePool, control.Controlled):
         of the accept callback it may not have the `PoolJob` yet; but there it is clear which job is
         meant.
         """
-        running = self._running
-        if running is not None:
-            running.runner.terminate_accepted(pid, signal)
+        session = self._session
+        if session is not None:
+            session.runner.terminate_accepted(pid, signal)
 
     def flush(self) -> None:
         """Drop the jobs that were not accepted yet: the broker will deliver them again."""
-        running = self._running
-        if running is not None:
-            running.engine.post(running.engine.scheduler.flush)
+        session = self._session
+        if session is not None:
+            session.engine.post(session.engine.scheduler.flush)
 
     # -- restart
 
@@ -249,20 +249,21 @@ class Pool(BasePool, control.Controlled):
     # -- size
 
     def grow(self, n: int = 1) -> None:
-        """Add `n` children to every group without a size of its own.
+        """Add `n` to the concurrency, and to each group without a size the children that it needs.
 
         Do nothing once the pool has ended: the autoscaler's thread may come late, and it would end
         the process if this raised.
         """
-        running = self._running
-        if running is not None:
-            self._resize(running.engine, partial(running.engine.scheduler.grow, n), n)
+        session = self._session
+        if session is not None:
+            self._resize(session.engine, partial(session.engine.scheduler.grow, n), n)
 
     def shrink(self, n: int = 1) -> None:
-        """Remove `n` children that are not busy, from every group without a size of its own.
+        """Take `n` off the concurrency, and the children that are not needed then from every group
+        without a size.
 
         Raises:
-            ValueError: there are fewer.
+            ValueError: too few can be removed: a busy child with one job at a time can't.
         """
         engine = self._must_run().engine
         engine.scheduler.check_shrink(n)
@@ -279,14 +280,14 @@ class Pool(BasePool, control.Controlled):
 
     def _get_info(self) -> dict[str, Any]:
         info: dict[str, Any] = super()._get_info()
-        running = self._running
-        info["processes"] = running.engine.processes if running is not None else []
+        session = self._session
+        info["processes"] = session.engine.processes if session is not None else []
         info["max-tasks-per-child"] = self.options.get("maxtasksperchild") or "N/A"
         info["put-guarded-by-semaphore"] = bool(self.putlocks)
         info["timeouts"] = (self._limits.soft or 0, self._limits.hard or 0)
         info["writes"], info["groups"] = stats.writes((), 0), {}
-        if running is not None:
-            info["writes"], info["groups"] = running.numbers()
+        if session is not None:
+            info["writes"], info["groups"] = session.numbers()
         return info
 
     def child_rows(self) -> list[dict[str, Any]]:
@@ -300,14 +301,14 @@ def _hostname_of(options: Mapping[str, Any]) -> str:
     return str(hostname or gethostname())
 
 
-def _limits_of(options: Mapping[str, Any]) -> Limits:
+def _limits_of(options: Mapping[str, Any]) -> WorkerLimits:
     """Return the time limits of a worker, from the `options` that Celery gives to its pool.
 
     Raises:
         ConfigError: one is not a number of seconds.
     """
     try:
-        return Limits(
+        return WorkerLimits(
             seconds(options.get("timeout"), "task_time_limit"),
             seconds(options.get("soft_timeout"), "task_soft_time_limit"),
         )

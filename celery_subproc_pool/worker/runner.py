@@ -117,7 +117,7 @@ class Runner:
         except Exception as exc:
             # Whatever it is, it ends this job, and not the consumer.
             logger.error("%s can't be given to a child: %r", job.title, exc, exc_info=True)
-            # The engine ignores wishes for a job that is closed. It never gets this one.
+            # The engine ignores requests to end a job that is closed. It never gets this one.
             job.state = JobState.CLOSED
             self.engine.call(partial(self._conclude, job, partial(reporting.refused, job, exc)))
         else:
@@ -155,18 +155,18 @@ class Runner:
     # -- accepted
 
     def accepted(self, job: PoolJob, child: Child | None, now: float) -> None:
-        """Tell Celery that `child` has `job`, then trace the job."""
+        """Tell Celery that `child` has `job`. If the worker traces it, start the trace."""
         job.pid = os.getpid() if child is None or child.pid is None else child.pid
-        wishes: list[int | str] = []
-        self._accepting = job, wishes
+        signums: list[int | str] = []
+        self._accepting = job, signums
         try:
             job.callbacks.accept_callback(job.pid, now)
         except Exception:
             reporting.acceptance_failed(job)
         finally:
             self._accepting = None
-            if wishes:
-                self.terminate_jobs([job], wishes[-1])
+            if signums:
+                self.terminate_jobs([job], signums[-1])
             if job.traced_here:
                 self._start(job, job.trace)
 
@@ -179,9 +179,9 @@ class Runner:
         accepting = self._accepting
         if accepting is None or not self.engine.on_own_thread:
             return
-        job, wishes = accepting
+        job, signums = accepting
         if job.pid == pid:
-            wishes.append(signum or "SIGTERM")
+            signums.append(signum or "SIGTERM")
 
     def _start(self, job: PoolJob, work: Callable[[], Callable[[], None] | None]) -> None:
         """Do `work` for `job` in a tracing thread, because it may block."""

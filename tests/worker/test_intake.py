@@ -19,7 +19,7 @@ from celery.app.trace import trace_task_ret
 from kombu import Connection
 
 from celery_subproc_pool.errors import ConfigError
-from celery_subproc_pool.worker.intake import seconds
+from celery_subproc_pool.worker.admission import seconds
 from celery_subproc_pool.worker.pool import Pool
 from tests.support.basics import DEADLINE, python_child, wait_for
 from tests.support.odd_messages import Message, Sender, good, odd_messages

@@ -1,4 +1,4 @@
-"""What the pool has from its start to its end: an engine whose children are up, and its driver.
+"""One run of the pool, from its start to its end: the engine, its driver, its jobs.
 
 Here are the pool's commands to the engine that are not about a job.
 """
@@ -19,7 +19,7 @@ from .drivers import HubDriver, ThreadDriver, wait_for_children
 from .runner import Runner
 from .slots import Slots
 
-__all__ = ("Running", "start_children")
+__all__ = ("Session", "start_children")
 
 logger = get_logger(__name__)
 
@@ -46,7 +46,7 @@ def start_children(runner: Runner) -> None:
         raise
 
 
-class Running:
+class Session:
     """Drains and ends an engine, has its children replaced, and asks it for facts.
 
     Arguments:
