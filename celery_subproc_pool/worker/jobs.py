@@ -134,8 +134,10 @@ class PoolJob(Job):
         self._owner.terminate_jobs([self], signum)
 
     def answer(self, answer: Reply | BaseException) -> None:
-        """Give `answer` to the tracing thread, now or when it asks. If it is an exception, the thread
-        raises it."""
+        """Give `answer` to the tracing thread, now or when it asks.
+
+        If it is an exception, the thread raises it.
+        """
         self._answer = answer
         self._wake()
 
