@@ -24,7 +24,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -103,7 +103,7 @@ class Loop:
 
     Arguments:
         scheduler: decides.
-        perform: performs one action, on the thread that turns the loop.
+        perform: by the type of an action: what performs it, on the thread that turns the loop.
         on_failure: called once, with the error after which the loop does nothing any more.
         clock: monotonic time in seconds.
     """
@@ -111,7 +111,7 @@ class Loop:
     def __init__(
         self,
         scheduler: Decider,
-        perform: Callable[[Action], None],
+        perform: Mapping[type, Callable[[Any], None]],
         on_failure: Callable[[Exception], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -128,9 +128,11 @@ class Loop:
         self._scheduler = scheduler
         self._perform = perform
         self._on_failure = on_failure
-        self._inbox: deque[tuple[Any, ...]] = deque()
+        self._inbox: deque[tuple[Event, tuple[Any, ...]]] = deque()
         self._actions: deque[Action] = deque()
         self._callbacks: deque[Callable[[], None]] = deque()
+        #: Has a callback called later in this turn, after all actions.
+        self.call_later: Callable[[Callable[[], None]], None] = self._callbacks.append
         #: Whether the scheduler was told an event since its last `dispatch`.
         self._told = False
         self._turning = False
@@ -150,7 +152,7 @@ class Loop:
             event: a method of the scheduler that takes the time as its last argument.
             arguments: the other arguments of `event`.
         """
-        self._inbox.append((event, *arguments))
+        self._inbox.append((event, arguments))
         self._attend()
 
     def call(self, callback: Callable[[], None]) -> None:
@@ -236,10 +238,6 @@ class Loop:
         self._told = True
         event(*arguments, self.clock())
 
-    def call_later(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called later in this turn, after all actions."""
-        self._callbacks.append(callback)
-
     # -- the turn
 
     def begin(self, first: Event) -> None:
@@ -294,24 +292,26 @@ class Loop:
     def _run_to_rest(self) -> None:
         """Tell all events, hand out jobs, perform all actions. Call one callback only if there was
         no action. Repeat."""
+        inbox, actions, callbacks = self._inbox, self._actions, self._callbacks
         while True:
-            while self._inbox:
-                self.tell(*self._inbox.popleft())
+            while inbox:
+                event, arguments = inbox.popleft()
+                self.tell(event, *arguments)
             if self._told:
                 self._told = False
-                self._actions.extend(self._scheduler.dispatch(self.clock()))
-            if self._actions:
-                while self._actions:
-                    self._act(self._actions.popleft())
-            elif self._callbacks:
-                self._call_back(self._callbacks.popleft())
+                actions.extend(self._scheduler.dispatch(self.clock()))
+            if actions:
+                while actions:
+                    self._act(actions.popleft())
+            elif callbacks:
+                self._call_back(callbacks.popleft())
             else:
                 return
 
     def _act(self, action: Action) -> None:
         """Perform `action`. If that fails, its child is given up and the loop goes on."""
         try:
-            self._perform(action)
+            self._perform[type(action)](action)
         except SpawnError:
             raise
         except Exception as exc:

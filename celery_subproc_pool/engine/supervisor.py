@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from ..core import model
 from ..core.actions import Action
@@ -48,16 +49,15 @@ class Supervisor(Loop):
         clock: Callable[[], float] = time.monotonic,
         owner: str = "",
     ) -> None:
-        super().__init__(scheduler, self._perform_action, listener.failed, clock)
+        # Filled below: what performs actions needs this loop.
+        perform: dict[type, Callable[[Any], None]] = {}
+        super().__init__(scheduler, perform, listener.failed, clock)
         self.scheduler = scheduler
         self._descriptors = Descriptors(self, scheduler)
         self._processes = Processes(self, self._descriptors, environ, owner)
         self._performer = Performer(self, scheduler, listener, self._processes, self._descriptors)
-        self._handlers = self._performer.handlers
+        perform.update(self._performer.handlers)
         keep_from_copies(self)
-
-    def _perform_action(self, action: Action) -> None:
-        self._handlers[type(action)](action)
 
     # -- starting and ending
 

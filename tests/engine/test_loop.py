@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from types import FrameType
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -50,7 +50,12 @@ class World:
         self.failures: list[Exception] = []
         self.announced: list[float] = []
         self.dispatched: list[Action] = []
-        self.loop = Loop(self, self.perform, self.failures.append, lambda: self.now)
+        self.loop = Loop(
+            self,
+            dict.fromkeys(get_args(Action), self.perform),
+            self.failures.append,
+            lambda: self.now,
+        )
         self.loop.on_deadline = self.announced.append
 
     def happens(self, what: str) -> None:
@@ -344,7 +349,7 @@ def test_a_question_on_the_loops_own_thread_is_answered_at_once(world: World) ->
 
 @pytest.mark.parametrize("end", ["failed", "closed"])
 def test_a_loop_that_has_failed_or_is_closed_is_not_waited_for(world: World, end: str) -> None:
-    ended = Loop(world, world.perform, world.failures.append)
+    ended = Loop(world, {}, world.failures.append)
     in_thread(ended.turn)
     ended.failed = end == "failed"
     if end == "closed":
@@ -520,7 +525,7 @@ def test_a_deadline_that_is_over_is_not_waited_for(world: World) -> None:
 
 
 def test_a_closed_loop_does_nothing(world: World) -> None:
-    closed = Loop(world, world.perform, world.failures.append)
+    closed = Loop(world, {}, world.failures.append)
     closed.close()
     closed.turn()
     closed.wake()
