@@ -31,13 +31,14 @@ class Counters:
         """A child got a job after `seconds`."""
         self.waits.append(seconds)
 
-    def count_run(self, seconds: float, throttled: bool) -> None:
+    def count_reply(self, seconds: float, throttled: bool) -> None:
         """A child replied after `seconds`, maybe with ``throttled``."""
+        self.jobs_done += 1
         self.runs.append(seconds)
         self.throttled += throttled
 
-    def count_done(self) -> None:
-        """A child replied, also if the job was over already."""
+    def count_late_reply(self) -> None:
+        """A child replied to a job that was over already."""
         self.jobs_done += 1
 
     def count_replaced(self, cause: Cause) -> None:

@@ -77,11 +77,16 @@ class Jobs:
         self._held_until = until
         self._alarm.set(until)
 
-    def next_pair(self) -> tuple[Job, Child | None] | None:
-        """Return the job to begin next and its child; None if there is none, or none may begin."""
-        if self.open >= self.limit or self._held_until is not None:
-            return None
-        return self._queues.next_pair()
+    def begin_waiting(self, now: float) -> list[Action]:
+        """Hand out the jobs that wait, in order of arrival, as far as the limit and the children
+        allow."""
+        actions: list[Action] = []
+        while self.open < self.limit and self._held_until is None:
+            pair = self._queues.next_pair()
+            if pair is None:
+                break
+            actions += self.reserve(*pair, now)
+        return actions
 
     def tick(self, now: float) -> list[Action]:
         """Close jobs whose hard limit is over while they wait for another child."""

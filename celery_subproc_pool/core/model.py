@@ -258,7 +258,9 @@ class Child:
     @property
     def has_room(self) -> bool:
         """Whether it can have one more job."""
-        if len(self.jobs) >= self.capacity or self.pending_cancels or self.max_jobs_reached:
+        if len(self.jobs) >= self.capacity or self.pending_cancels:
+            return False
+        if self.group.settings.max_jobs is not None and self.max_jobs_reached:
             return False
         return not self.jobs or not next(iter(self.jobs.values())).isolated
 

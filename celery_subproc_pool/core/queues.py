@@ -99,14 +99,12 @@ def _pair(group: Group) -> tuple[Job, Child] | None:
 def _can_have(child: Child, job: Job) -> bool:
     if job.task_id in child.jobs or (job.isolated and child.jobs):
         return False
-    return _knows(child, job.task_name)
+    return not child.group.announces or _knows(child, job.task_name)
 
 
 def _knows(child: Child, task_name: str) -> bool:
     """Return whether `child` does the task. If only other children of the group have announced it,
     they may run a newer program, and the task is theirs. If no child has, each one does it."""
-    return (
-        not child.group.announces
-        or task_name in child.tasks
-        or not any(task_name in other.tasks for other in child.group.children.values())
+    return task_name in child.tasks or not any(
+        task_name in other.tasks for other in child.group.children.values()
     )

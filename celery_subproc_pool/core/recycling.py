@@ -71,7 +71,6 @@ class Recycling:
     def count_done(child: Child) -> None:
         """Count a reply of `child`."""
         child.jobs_done += 1
-        child.group.counters.count_done()
 
     def check_reply(self, child: Child, retire: bool) -> list[Action]:
         """Check `child` after a reply; `retire` is whether it asked to be replaced."""

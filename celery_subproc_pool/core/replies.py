@@ -49,9 +49,10 @@ class Replies:
         if job is None:
             return self._replacing.fault(child, _unexpected(child, reply, "reply"), now)
         if job.state is JobState.SENT:
-            child.group.counters.count_run(now - job.begun_at, isinstance(reply, Throttled))
+            child.group.counters.count_reply(now - job.begun_at, isinstance(reply, Throttled))
             actions: list[Action] = [self._jobs.answer(job, Answered(reply))]
         else:
+            child.group.counters.count_late_reply()
             actions = overruled(job)
         self._recycling.count_done(child)
         if not child.has_booted:

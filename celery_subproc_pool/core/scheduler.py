@@ -252,8 +252,7 @@ class Scheduler:
             actions += self._spawning.spawn_successors(now)
         if self._shutdown.closed:
             actions += self._shutdown.give_up_stranded()
-        while (pair := self._jobs.next_pair()) is not None:
-            actions += self._jobs.reserve(*pair, now)
+        actions += self._jobs.begin_waiting(now)
         return actions
 
     # -- facts

@@ -72,32 +72,6 @@ class Chore(Protocol):
         """Look. Called in each turn, also before the deadline."""
 
 
-class Chores:
-    """The chores that have a deadline. Usually there are none."""
-
-    def __init__(self) -> None:
-        self._chores: set[Chore] = set()
-
-    def add(self, chore: Chore) -> None:
-        """Look at `chore` in each turn, and turn at its deadlines, until it has none."""
-        self._chores.add(chore)
-
-    def look(self, clock: Callable[[], float]) -> None:
-        """Look at all of them. Drop those that have no deadline any more."""
-        for chore in tuple(self._chores):
-            chore.look(clock())
-            if chore.deadline is None:
-                self._chores.discard(chore)
-
-    def soonest(self, deadline: float | None) -> float | None:
-        """Return their first deadline, or `deadline` if that is sooner."""
-        for chore in self._chores:
-            due = chore.deadline
-            if due is not None and (deadline is None or due < deadline):
-                deadline = due
-        return deadline
-
-
 class Loop:
     """Turns events into actions. See this module's docstring.
 
@@ -118,8 +92,9 @@ class Loop:
         self.clock = clock
         #: Where descriptors are registered, to be served in each turn.
         self.selector = Selector()
-        #: What is looked at in each turn beside the descriptors.
-        self.chores = Chores()
+        #: What is looked at in each turn beside the descriptors, until it has no deadline any more.
+        #: Usually there is none.
+        self.chores: set[Chore] = set()
         #: Called with the monotonic time before which the loop must be turned again.
         self.on_deadline: Callable[[float], None] = lambda deadline: None
         #: Whether the scheduler or the loop itself has raised. Their state may be wrong since
@@ -195,7 +170,7 @@ class Loop:
 
     def _attend(self) -> None:
         """Have the inbox and the callbacks looked at."""
-        if not self.on_own_thread:
+        if threading.get_ident() != self._thread:
             self.wake()
         elif not self._turning:
             self._run_until_idle()
@@ -262,7 +237,8 @@ class Loop:
         self._turning = True
         try:
             self.selector.serve(timeout)
-            self.chores.look(self.clock)
+            if self.chores:
+                self._do_chores()
             # After the descriptors: a reply that came in time is not late because we are.
             self.tell(self._scheduler.tick)
         except Exception as exc:
@@ -270,6 +246,12 @@ class Loop:
         finally:
             self._turning = False
         self._run_until_idle()
+
+    def _do_chores(self) -> None:
+        for chore in tuple(self.chores):
+            chore.look(self.clock())
+            if chore.deadline is None:
+                self.chores.discard(chore)
 
     def _run_until_idle(self) -> None:
         """Run until there is nothing left to do, and announce the next deadline."""
@@ -338,7 +320,12 @@ class Loop:
             self.on_deadline(deadline)
 
     def _deadline(self) -> float | None:
-        return self.chores.soonest(self._scheduler.next_deadline)
+        soonest = self._scheduler.next_deadline
+        for chore in self.chores:
+            due = chore.deadline
+            if due is not None and (soonest is None or due < soonest):
+                soonest = due
+        return soonest
 
 
 def _answer(answer: Future[_T], question: Callable[[], _T]) -> None:

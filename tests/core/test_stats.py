@@ -52,7 +52,7 @@ def test_percentiles_are_those_of_the_latest_jobs() -> None:
     world = World(a=kind(1))
     group = world.scheduler.groups["a"]
     for seconds in ([1000.0] * 500) + [float(number) for number in range(TIMES_REMEMBERED)]:
-        group.counters.count_run(seconds, throttled=False)
+        group.counters.count_reply(seconds, throttled=False)
     facts = group_facts(group)
     assert facts["run"] == {
         "p50": pytest.approx(500, abs=2),
