@@ -54,11 +54,7 @@ class Replies:
         else:
             child.group.counters.count_late_reply()
             actions = overruled(job)
-        self._recycling.count_done(child)
-        if not child.has_booted:
-            self._booting.note_booted(child)
-        if child.state is not ChildState.STOPPING and not child.draining:
-            actions += self._check(child, bool(reply.retire), now)
+        actions += self._note_done(child, bool(reply.retire), now)
         actions += self._stopping.release(child, job, now)
         return actions
 
@@ -73,14 +69,20 @@ class Replies:
             return False
         return job is not None and job.state is JobState.SENT
 
-    def _check(self, child: Child, retire: bool, now: float) -> list[Action]:
-        """Note what a reply shows of `child`, which serves; `retire` is whether it asks to be
-        replaced."""
+    def _note_done(self, child: Child, retire: bool, now: float) -> list[Action]:
+        """Note that `child` has done a job; `retire` is whether it asks to be recycled."""
+        self._recycling.count_done(child)
+        if not child.has_booted:
+            self._booting.note_booted(child)
+        if child.state is ChildState.STOPPING or child.draining:
+            return []
         actions = [] if child.proven else self._booting.prove(child, now)
         if child.slot.failures and not child.recycle_reason:
             # If it is to be recycled, the failures are those of its successors.
             self._spawning.forget_failures(child.slot)
-        return actions + self._recycling.check_reply(child, retire)
+        if retire or child.group.settings.max_memory is not None:
+            actions += self._recycling.check_reply(child, retire)
+        return actions
 
     def progressed(self, child: Child, progress: Progress, now: float) -> list[Action]:
         """`child` told the progress of a job."""

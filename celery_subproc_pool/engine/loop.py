@@ -278,7 +278,8 @@ class Loop:
         while True:
             while inbox:
                 event, arguments = inbox.popleft()
-                self.tell(event, *arguments)
+                self._told = True
+                actions.extend(event(*arguments, self.clock()))
             if self._told:
                 self._told = False
                 actions.extend(self._scheduler.dispatch(self.clock()))
