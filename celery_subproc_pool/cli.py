@@ -129,8 +129,7 @@ def children(ctx: click.Context, destination: str | None, timeout: float) -> Non
         from .tables import show
     except ImportError:
         raise click.ClickException(
-            "the tables need rich: pip install celery-subproc-pool[cli], or use"
-            " celery inspect subproc"
+            "the tables need rich: pip install rich, or use celery inspect subproc"
         ) from None
     show(_ask(ctx.obj.app, "subproc", destination, timeout))
 

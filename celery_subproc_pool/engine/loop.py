@@ -238,7 +238,7 @@ class Loop:
         try:
             self.selector.serve(timeout)
             if self.chores:
-                self._do_chores()
+                _do(self.chores, self.clock)
             # After the descriptors: a reply that came in time is not late because we are.
             self.tell(self._scheduler.tick)
         except Exception as exc:
@@ -246,12 +246,6 @@ class Loop:
         finally:
             self._turning = False
         self._run_until_idle()
-
-    def _do_chores(self) -> None:
-        for chore in tuple(self.chores):
-            chore.look(self.clock())
-            if chore.deadline is None:
-                self.chores.discard(chore)
 
     def _run_until_idle(self) -> None:
         """Run until there is nothing left to do, and announce the next deadline."""
@@ -327,6 +321,14 @@ class Loop:
             if due is not None and (soonest is None or due < soonest):
                 soonest = due
         return soonest
+
+
+def _do(chores: set[Chore], clock: Callable[[], float]) -> None:
+    """Look at all `chores`. Drop those that have no deadline any more."""
+    for chore in tuple(chores):
+        chore.look(clock())
+        if chore.deadline is None:
+            chores.discard(chore)
 
 
 def _answer(answer: Future[_T], question: Callable[[], _T]) -> None:

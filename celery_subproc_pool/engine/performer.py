@@ -1,8 +1,8 @@
 """Performs the scheduler's actions, with one method for each.
 
 Two kinds differ in time. What concerns processes and the log is done at once. What concerns the
-owner of the jobs becomes a callback, and callbacks run after all actions of a turn. So of
-`[Accept, Write]` the request is written first: the child works while Celery is told.
+owner of the jobs becomes a callback, and callbacks run after all actions of a turn. So the request
+of a job is written before Celery is told that the job is accepted: the child works meanwhile.
 """
 
 from __future__ import annotations

@@ -61,6 +61,9 @@ _QUESTION = """
 import importlib, importlib.util, json, sys
 missing = [name for name in {needed!r} if importlib.util.find_spec(name) is None]
 release = None if missing else getattr(importlib.import_module({package!r}), "__version__", "")
+# An early state of the same release has no such folder.
+if release and importlib.util.find_spec({package!r} + ".python_child") is None:
+    release = ""
 print(json.dumps([list(sys.version_info[:2]), missing, release]))
 """
 

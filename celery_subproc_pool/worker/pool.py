@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import click
@@ -25,7 +24,6 @@ from celery.utils.nodenames import gethostname
 from .. import PACKAGE, config
 from ..core import stats
 from ..core.scheduler import Scheduler
-from ..engine.supervisor import Supervisor
 from ..errors import ConfigError, SpawnError
 from ..settings import ROOT
 from . import banner, control, launch
@@ -69,7 +67,6 @@ class Pool(BasePool, control.Controlled):
                 raise click.ClickException(str(exc)) from None
             raise
         self._hostname = _hostname_of(self.options)
-        self._slots = slots_for(self.limit, self.options.get("semaphore"))
         self._news = ChildNews(self.app, self._routes, self)
         self._session: Session | None = None
         #: Celery's worker, once it is set up.
@@ -101,7 +98,7 @@ class Pool(BasePool, control.Controlled):
             logger.critical("The pool can't start: %s", exc)
             raise WorkerShutdown(EX_FAILURE) from None
         guard_consumer(self.app)
-        self._session = Session(runner, self._slots, self.options.get("threads", True))
+        self._session = Session(runner, self.options.get("threads", True))
 
     def _launch(self) -> Runner:
         """Return a runner whose children are up."""
@@ -119,7 +116,8 @@ class Pool(BasePool, control.Controlled):
         banner.show(launch.command_of(self.app), self._settings, routes.external, groups)
         admission = Admission(self.app, routes, groups, self._limits, hostname)
         scheduler = Scheduler(groups, self.limit, random.random)
-        runner = Runner(self.app, scheduler, admission, self._slots, self._news, hostname)
+        slots = slots_for(self.limit, options.get("semaphore"))
+        runner = Runner(self.app, scheduler, admission, slots, self._news, hostname)
         start_children(runner)
         return runner
 
@@ -139,7 +137,7 @@ class Pool(BasePool, control.Controlled):
         session = self._session
         if session is not None:
             # First: the jobs that the engine drops must not let in those that wait for a slot.
-            self._slots.close()
+            session.slots.close()
             session.engine.post(session.engine.scheduler.close)
 
     def on_stop(self) -> None:
@@ -158,7 +156,7 @@ class Pool(BasePool, control.Controlled):
         session, self._session = self._session, None
         if session is not None:
             # A consumer in another thread must not wait for a slot for good.
-            self._slots.close()
+            session.slots.close()
             session.end()
 
     # -- jobs
@@ -191,9 +189,9 @@ class Pool(BasePool, control.Controlled):
         Returns:
             The job, with `terminate(signum)`; None once the pool is closed.
         """
-        if waitforslot:
-            self._slots.wait()
         session = self._session
+        if waitforslot and session is not None:
+            session.slots.wait()
         if self._state != self.RUN or session is None or session.engine.failed:
             return None
         callbacks = Callbacks(accept_callback, callback, error_callback, timeout_callback)
@@ -256,7 +254,7 @@ class Pool(BasePool, control.Controlled):
         """
         session = self._session
         if session is not None:
-            self._resize(session.engine, partial(session.engine.scheduler.grow, n), n)
+            self._resize(session, session.engine.scheduler.grow, n, by=n)
 
     def shrink(self, n: int = 1) -> None:
         """Take `n` off the concurrency, and the children that are not needed then from every group
@@ -265,16 +263,16 @@ class Pool(BasePool, control.Controlled):
         Raises:
             ValueError: too few can be removed: a busy child with one job at a time can't.
         """
-        engine = self._must_run().engine
-        engine.scheduler.check_shrink(n)
-        self._resize(engine, partial(engine.scheduler.shrink, n), -n)
+        session = self._must_run()
+        session.engine.scheduler.check_shrink(n)
+        self._resize(session, session.engine.scheduler.shrink, n, by=-n)
 
-    def _resize(self, engine: Supervisor, event: Callable[[float], Any], by: int) -> None:
-        """Change the concurrency by `by` in all places that have it: the engine, by its `event`;
-        `limit`, which Celery reads; and the slots."""
-        engine.post(event)
+    def _resize(self, session: Session, event: Callable[..., Any], n: int, by: int) -> None:
+        """Change the concurrency by `by` in all places that have it: the engine, by its `event`
+        for `n`; `limit`, which Celery reads; and the slots."""
+        session.engine.post(event, n)
         self.limit += by
-        self._slots.resize(by)
+        session.slots.resize(by)
 
     # -- facts
 

@@ -72,7 +72,7 @@ class Runner:
         self._scheduler = scheduler
         self._admission = admission
         self._fast_path = admission.fast_path
-        self._slots = slots
+        self.slots = slots
         self._news = news
         self._tracers = TracingThreads("subproc-tracer")
         #: The job that Celery is being told of as accepted; and the signals by which Celery asks
@@ -111,7 +111,7 @@ class Runner:
             job = PoolJob(self, target, args, callbacks)
         else:
             job = CallJob(self, target, callbacks)
-        self._slots.occupy(job)
+        self.slots.occupy(job)
         try:
             self._admission.prepare(job, args, kwargs, hard, soft)
         except Exception as exc:
@@ -247,7 +247,7 @@ class Runner:
         """Let `job` fail with `error`, unless it has ended."""
         if job.traced_here:
             job.answer(error)
-        elif job in self._slots.jobs:
+        elif job in self.slots.jobs:
             failed = partial(job.callbacks.error_callback, outcome.exception_info(error))
             self._conclude(job, failed)
 
@@ -280,7 +280,7 @@ class Runner:
         except Exception as exc:
             reporting.end_failed(job, exc)
         finally:
-            self._slots.release(job)
+            self.slots.release(job)
 
     def failed(self, error: Exception) -> None:
         """End the worker: the engine has failed, and no job will end any more.
@@ -290,10 +290,10 @@ class Runner:
         logger.critical(
             "The pool's engine failed, which is a bug of celery_subproc_pool; the worker shuts"
             " down. %d jobs were in flight; those that are acknowledged late come again: %r",
-            len(self._slots.jobs),
+            len(self.slots.jobs),
             error,
             exc_info=True,
         )
         # `should_terminate` would make the exit status 0. There is nothing to wait for.
         state.should_stop = EX_FAILURE
-        self._slots.close()
+        self.slots.close()

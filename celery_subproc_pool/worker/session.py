@@ -17,7 +17,6 @@ from ..errors import ConfigError
 from ..settings import PYTHON
 from .drivers import HubDriver, ThreadDriver, wait_for_children
 from .runner import Runner
-from .slots import Slots
 
 __all__ = ("Session", "start_children")
 
@@ -51,15 +50,14 @@ class Session:
 
     Arguments:
         runner: has the engine.
-        slots: the jobs under way.
         threaded: whether a thread turns the engine; otherwise the worker's event loop.
     """
 
-    def __init__(self, runner: Runner, slots: Slots, threaded: bool) -> None:
+    def __init__(self, runner: Runner, threaded: bool) -> None:
         self.runner = runner
         self.engine = engine = runner.engine
         self.driver = ThreadDriver(engine) if threaded else HubDriver(engine)
-        self._slots = slots
+        self.slots = runner.slots
         #: In a cold shutdown: the monotonic time until which results may be stored.
         self._store_until: float | None = None
         self.driver.start()
@@ -108,7 +106,7 @@ class Session:
         if state.should_terminate and self._store_until is None:
             self._store_until = time.monotonic() + STORE_GRACE
         in_time = self._store_until is None or time.monotonic() < self._store_until
-        return bool(self._slots.jobs) and in_time
+        return bool(self.slots.jobs) and in_time
 
     def numbers(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return what was written, as `stats.writes`, and the numbers of each group."""

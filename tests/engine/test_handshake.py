@@ -269,7 +269,7 @@ def test_a_replacement_boots_before_it_serves() -> None:
     ready(world, child)
     [job] = jobs_without_tracer(world, "x")
     actions = world.tell(world.scheduler.exited, child, -9, READ_ALL)
-    assert actions[0] == Resolve(job, Lost(-9, "", killed=True), child)
+    assert actions[0] == Resolve(job, Lost(-9, "", killed_by_others=True), child)
     [later] = jobs_without_tracer(world, "y")
     successor = new_child(world.at(1.0))
     assert later.state is JobState.QUEUED
