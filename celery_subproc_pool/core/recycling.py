@@ -73,11 +73,10 @@ class Recycling:
         child.jobs_done += 1
 
     def check_reply(self, child: Child, retire: bool) -> list[Action]:
-        """Check `child` after a reply, if it asks to be recycled (`retire`) or has a
-        `max_memory`."""
+        """Check `child` after a reply; `retire` is whether it asks to be recycled."""
         if retire:
             self.mark(child, "it asked for it (retire)")
-        elif not child.recycle_reason:
+        elif child.group.settings.max_memory is not None and not child.recycle_reason:
             return [Measure(child)]
         return []
 

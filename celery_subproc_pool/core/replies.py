@@ -80,8 +80,7 @@ class Replies:
         if child.slot.failures and not child.recycle_reason:
             # If it is to be recycled, the failures are those of its successors.
             self._spawning.forget_failures(child.slot)
-        if retire or child.group.settings.max_memory is not None:
-            actions += self._recycling.check_reply(child, retire)
+        actions += self._recycling.check_reply(child, retire)
         return actions
 
     def progressed(self, child: Child, progress: Progress, now: float) -> list[Action]:

@@ -202,7 +202,7 @@ class Descriptors:
             tell(scheduler.logged, child, message)
         elif isinstance(message, Fatal):
             tell(scheduler.boot_failed, child, message.message)
-        else:
+        elif isinstance(message, Ready):
             running.greeted(message)
             tell(scheduler.ready, child, message, running.pid)
 

@@ -39,7 +39,7 @@ from billiard.exceptions import (
 from celery.exceptions import TaskRevokedError
 
 from celery_subproc_pool import ChildTaskError
-from tests.support.basics import DEADLINE, PORTS, python_child, wait_for
+from tests.support.basics import DEADLINE, PORTS, python_child, state_of, wait_for
 from tests.support.cutting_proxy import CuttingProxy
 from tests.support.worker import Worker
 from tests.support.workplace import Workplace, get
@@ -588,14 +588,14 @@ def test_revoke_and_terminate(shared_worker: Site, kind: str) -> None:
             if row["state"] == "busy" and row["group"] == kind
         ]
         control(place, "revoke", task_id=held.result.id, terminate=True, signal="SIGUSR1")
-        wait_for(lambda: held.result.state == "REVOKED", "the state REVOKED")
+        wait_for(lambda: state_of(held.result) == "REVOKED", "the state REVOKED")
         wait_for(
             lambda: (
                 pid in [row["pid"] for row in inspect(place, "subproc") if row["state"] == "idle"]
             ),
             "the child to be free",
         )
-        assert held.result.state == "REVOKED"
+        wait_for(lambda: state_of(held.result) == "REVOKED", "the state REVOKED")
     # One that waits is not even begun.
     second = hold(place, "external", "second")
     begun, waiting = send_held(place, kind, "waiting")

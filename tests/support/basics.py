@@ -70,6 +70,13 @@ def wait_for(condition: Callable[[], Any], what: str, deadline: float = DEADLINE
         time.sleep(0.01)
 
 
+def state_of(result: Any) -> str:
+    """Return the state that is stored now. An `AsyncResult` keeps the first final state that it has
+    seen, and a revoked job may have another one for a moment: its child stores its own end."""
+    state: str = result.backend.get_state(result.id)
+    return state
+
+
 def _ours() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
     """Yield the running processes that descend from this test run, with their environments."""
     for process in psutil.process_iter():

@@ -20,7 +20,7 @@ import pytest
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.exceptions import TaskRevokedError
 
-from tests.support.basics import DEADLINE, require, wait_for
+from tests.support.basics import DEADLINE, require, state_of, wait_for
 from tests.support.running import Running, get, ours
 from tests.support.worker import Project
 from tests.support.workplace import Workplace
@@ -145,7 +145,7 @@ def test_a_revoke_by_the_signal_of_soft_limits_spares_the_process(
     wait_for(ended.exists, "the finally block")
     assert limits_worker.get("facts")["pid"] == pid
     if "subproc" in POOL:
-        wait_for(lambda: result.state == "REVOKED", "the state REVOKED")
+        wait_for(lambda: state_of(result) == "REVOKED", "the state REVOKED")
         assert f"pid {pid}" not in limits_worker.worker.log
 
 
@@ -186,13 +186,13 @@ def test_a_stop_waits_for_a_task_that_was_revoked_gently(tmp_path: Path) -> None
         gate, ended = tmp_path / "gate", tmp_path / "ended"
         result = begin(it, tmp_path, "slow_end", str(gate), str(ended))
         result.revoke(terminate=True, signal="SIGUSR1")
-        wait_for(lambda: result.state == "REVOKED", "the state REVOKED")
+        wait_for(lambda: state_of(result) == "REVOKED", "the state REVOKED")
         worker.process.send_signal(signal.SIGTERM)
         wait_for(lambda: "Warm shutdown" in worker.log, "the begin of the stop")
         gate.touch()
         assert worker.process.wait(DEADLINE) == 0
     assert ended.exists()
-    assert result.state == "REVOKED"
+    assert state_of(result) == "REVOKED"
 
 
 # -- a warm stop
