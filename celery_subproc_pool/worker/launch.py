@@ -61,8 +61,8 @@ _QUESTION = """
 import importlib, importlib.util, json, sys
 missing = [name for name in {needed!r} if importlib.util.find_spec(name) is None]
 release = None if missing else getattr(importlib.import_module({package!r}), "__version__", "")
-# An early state of the same release has no such folder.
-if release and importlib.util.find_spec({package!r} + ".python_child") is None:
+# An early state of this release has no such folder.
+if release == {release!r} and importlib.util.find_spec({package!r} + ".python_child") is None:
     release = ""
 print(json.dumps([list(sys.version_info[:2]), missing, release]))
 """
@@ -156,7 +156,7 @@ def _ask(
     path: str, executable: str, settings: PythonSettings, environ: Mapping[str, str]
 ) -> tuple[list[int], list[str], str | None]:
     """Return the version of Python, the missing packages, and the release of this package."""
-    question = _QUESTION.format(needed=NEEDED, package=PACKAGE)
+    question = _QUESTION.format(needed=NEEDED, package=PACKAGE, release=__version__)
     try:
         done = subprocess.run(
             [executable, "-c", question],

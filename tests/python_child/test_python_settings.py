@@ -78,7 +78,13 @@ def test_an_interpreter_that_lacks_packages(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "found"), [("__version__ = '0.0.9'\n", "has 0.0.9"), ("", "has an unknown one")]
+    ("text", "found"),
+    [
+        ("__version__ = '0.0.9'\n", "has 0.0.9"),
+        ("", "has an unknown one"),
+        # An early state of the same release, which lacks modules.
+        ("__version__ = '{release}'\n", "has an unknown one"),
+    ],
 )
 def test_an_interpreter_with_another_release_of_this_package(
     tmp_path: Path, text: str, found: str
@@ -88,10 +94,10 @@ def test_an_interpreter_with_another_release_of_this_package(
     # This stands on the path before the installed one.
     package = library / "celery_subproc_pool"
     package.mkdir()
-    (package / "__init__.py").write_text(text)
+    release = importlib.metadata.version("celery-subproc-pool")
+    (package / "__init__.py").write_text(text.format(release=release))
     project = project_with(tmp_path, executable=python)
     log = failed_start(project)
-    release = importlib.metadata.version("celery-subproc-pool")
     expected = (
         f"subproc_pool.python.executable: expected the release {release} of celery-subproc-pool,"
         f" which the worker has, {python!r} {found}: install celery-subproc-pool=={release} for"
