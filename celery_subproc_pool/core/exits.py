@@ -12,6 +12,7 @@ from .outcomes import Lost, describe_exit
 from .replacing import Replacing, cause_of_exit
 from .spawning import Spawning
 from .stopping import Stopping
+from .traces import Traces
 
 __all__ = ("HELD", "Exits")
 
@@ -23,9 +24,15 @@ class Exits:
     """Takes the ends of children."""
 
     def __init__(
-        self, jobs: Jobs, spawning: Spawning, stopping: Stopping, replacing: Replacing
+        self,
+        jobs: Jobs,
+        spawning: Spawning,
+        stopping: Stopping,
+        replacing: Replacing,
+        traces: Traces,
     ) -> None:
         self._jobs = jobs
+        self._traces = traces
         self._spawning = spawning
         self._stopping = stopping
         self._replacing = replacing
@@ -90,6 +97,8 @@ class Exits:
         ends = self._jobs.lose(child, lost, count_crash=not self._spawning.stopped)
         service.clear(child)
         slots.forget(child)
+        # Now, because nothing is known of the child once it is forgotten.
+        ends += self._traces.settle(now)
         return [*ends, *actions, Forget(child, self._leaves(child))]
 
     def _exited_as_expected(self, child: Child, reason: str) -> list[Action]:
@@ -119,7 +128,7 @@ class Exits:
         lost = Lost(None, f"its child can't be killed: {reason}")
         for job in child.jobs.values():
             if job.state in (JobState.RESERVED, JobState.SENT):
-                actions.append(self._jobs.resolve(job, lost))
+                actions += self._jobs.resolve(job, lost)
         service.clear(child)
         return actions
 

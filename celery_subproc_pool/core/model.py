@@ -19,11 +19,11 @@ service
 slots
     `Slot.child`, `successor`, `jobs_begun`, `last_exit`; `Group.slots`, `children`, `successors`.
 spawning
-    `Slot.spawn_at`, `failures`; `Group.degraded`, `failure`.
+    `Slot.spawn_at`, `failures`; `Group.degraded`, `failure`, `on_demand`.
 booting
     What the child announced: `Child.name`, `tasks`, `features`, `unknown_features`, `capacity`.
     `Child.pid`, `spawned_at`, `proven`, `has_booted`, `seen_unread`, `boot_deadline`,
-    `startup_grace_until`; `Group.announces`, `tells_progress`, `came_up`.
+    `startup_grace_until`; `Group.announces`, `came_up`.
 recycling
     `Child.jobs_begun`, `jobs_done`, `recycle_factor`, `recycle_after_jobs`, `recycle_reason`,
     `max_age_at`.
@@ -35,6 +35,8 @@ exits
     `Child.state`, of a child that is gone.
 scheduler
     `Group.boot`, by the event `change_boot`.
+traces
+    `Job.trace`, `traces`.
 
 `engine` writes `Child.open_line` and `Child.bad_greeting`. The rest of
 `Group` is configuration and never changes.
@@ -51,8 +53,9 @@ import msgspec
 from ..errors import TransitionError
 from ..settings import ChildSettings
 from ..wire.messages import CancelReason, Feature, Message, decode_reply
+from ..wire.python import Ask
 from .counters import Counters
-from .states import CHILD_TRANSITIONS, JOB_TRANSITIONS, Cause, ChildState, JobState
+from .states import CHILD_TRANSITIONS, JOB_TRANSITIONS, Cause, ChildState, JobState, Tracing
 
 __all__ = (
     "Cause",
@@ -63,6 +66,7 @@ __all__ = (
     "Job",
     "JobState",
     "Slot",
+    "Tracing",
     "children_of",
 )
 
@@ -84,20 +88,19 @@ class Job(_Referable):
     Arguments:
         task_id: Celery's id of the task.
         task_name: the name of the task.
-        group: the name of the group whose children can do it; None is the worker itself.
+        group: the name of the group whose children can do it.
         timeout: the hard limit in seconds, from acceptance; None is none.
         soft_timeout: the soft limit in seconds, from acceptance; None is none.
-        traced_here: whether a thread of the worker traces the job from the start and reports when
-            it is through. Otherwise the child traces it, or it is not traced.
+        tracing: whether a tracer has a part in it.
         retries: how often Celery has retried the task. A retry is another job with the same id.
     """
 
     task_id: str
     task_name: str
-    group: str | None
+    group: str
     timeout: float | None = None
     soft_timeout: float | None = None
-    traced_here: bool = True
+    tracing: Tracing = Tracing.NEVER
     retries: int = 0
 
     state: JobState = field(default=JobState.QUEUED, init=False)
@@ -105,7 +108,12 @@ class Job(_Referable):
     number: int = field(default=0, init=False)
     #: The child that the job is with while it is RESERVED or SENT.
     child: Child | None = field(default=None, init=False)
-    #: The line to write: known from the start, or once the tracer has provided it.
+    #: Of a job with a tracer: its trace, once that has begun.
+    trace: Job | None = field(default=None, init=False)
+    #: Of a trace: the job that it traces.
+    traces: Job | None = field(default=None, init=False)
+    #: What to write: known from the start, or once the tracer has provided it. That of a trace
+    #: grows by what its tracer is told later.
     request: bytes | None = field(default=None, init=False)
     #: Whether Celery was told that the job is accepted.
     accepted: bool = field(default=False, init=False)
@@ -323,14 +331,16 @@ class Group:
         boot: what each child reads before anything else. Only `Scheduler.change_boot` changes it.
         decode: makes a message of a child's line, or raises `ProtocolFault`.
         withheld: names of the worker's environment variables that its children do not get.
+        on_demand: whether it spawns no child until a job waits for one.
     """
 
     name: str
     settings: ChildSettings
     size: InitVar[int]
     boot: bytes = b""
-    decode: Callable[[bytes], Message] = decode_reply
+    decode: Callable[[bytes], Message | Ask] = decode_reply
     withheld: frozenset[str] = frozenset()
+    on_demand: bool = False
 
     slots: list[Slot] = field(default_factory=list, init=False)
     #: By number: all that are not gone, those that are being stopped included.
@@ -344,8 +354,6 @@ class Group:
     successors: int = field(default=0, init=False)
     #: Whether a child has ever announced tasks.
     announces: bool = field(default=False, init=False)
-    #: Whether a child has ever announced `progress`.
-    tells_progress: bool = field(default=False, init=False)
     #: Whether a child has ever proved that it can start.
     came_up: bool = field(default=False, init=False)
     #: Why the latest child that failed did so; empty once a child has proved itself since.

@@ -66,7 +66,10 @@ class Shutdown:
         why, _, _ = group.failure.partition("\n")
         reason = f"no child of the group {group.name} can start: {why or 'it has none'}"
         lost = Lost(None, f"the worker stops, and {reason}", stranded=True)
-        return [Stranded(group, reason, jobs), *(self._jobs.resolve(job, lost) for job in jobs)]
+        actions: list[Action] = [Stranded(group, reason, jobs)]
+        for job in jobs:
+            actions += self._jobs.resolve(job, lost)
+        return actions
 
     # -- children
 
@@ -100,8 +103,10 @@ class Shutdown:
         return actions
 
     def _let_end(self, child: Child, now: float) -> list[Action]:
-        """Let `child` end its jobs, which are over, in the time that it was given for that."""
+        """Let `child` end its jobs, which are over, in the time that it was given for that, but not
+        longer than it would have to exit."""
         last = max(job.kill_at or now for job in child.jobs.values())
+        last = min(last, now + child.group.settings.stop_timeout)
         actions = self._stopping.stop_gently(child, now)
         self._stopping.escalate_at(child, last, terminating=True)
         return actions

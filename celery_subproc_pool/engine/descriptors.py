@@ -13,6 +13,7 @@ from functools import partial
 from ..core.scheduler import Scheduler
 from ..errors import ProtocolFault
 from ..wire.messages import Fatal, Log, Message, Progress, Ready, Reply
+from ..wire.python import Ask
 from ..wire.text import quote
 from .loop import Loop
 from .running import RunningChild
@@ -192,10 +193,12 @@ class Descriptors:
         except ProtocolFault as exc:
             self._loop.tell(self._scheduler.faulted, running.child, str(exc))
 
-    def _hear(self, running: RunningChild, message: Message | Ready | Fatal) -> None:
+    def _hear(self, running: RunningChild, message: Message | Ask | Ready | Fatal) -> None:
         tell, scheduler, child = self._loop.tell, self._scheduler, running.child
         if isinstance(message, Reply):
             tell(scheduler.replied, child, message)
+        elif isinstance(message, Ask):
+            tell(scheduler.asked, child, message)
         elif isinstance(message, Progress):
             tell(scheduler.progressed, child, message)
         elif isinstance(message, Log):

@@ -18,7 +18,8 @@ from ..core.model import Child, JobState
 from ..core.outcomes import ChildFacts, Outcome
 from ..core.scheduler import Scheduler
 from ..errors import SpawnError
-from ..wire.messages import encode_cancel
+from ..wire.messages import Reply, encode_cancel
+from ..wire.python import encode_abandon
 from . import programs, reports
 from .descriptors import Descriptors
 from .loop import Loop
@@ -31,14 +32,17 @@ __all__ = ("Listener", "Performer")
 class Listener(Protocol):
     """The owner of the jobs. Called on the thread that turns the engine."""
 
-    def accepted(self, job: Any, child: Child | None, now: float) -> None:
-        """`job` was handed to `child` (None: to the worker itself) at monotonic time `now`."""
+    def accepted(self, job: Any, child: Child, now: float) -> None:
+        """`job` was handed to `child` at monotonic time `now`."""
 
-    def resolved(self, job: Any, outcome: Outcome, facts: ChildFacts | None) -> None:
-        """The time of `job` with a child is over."""
+    def resolved(
+        self, job: Any, outcome: Outcome, facts: ChildFacts | None, unfinished: bool
+    ) -> None:
+        """The time of `job` with a child is over; `unfinished` if the end of its trace follows."""
 
-    def finished(self, job: Any) -> None:
-        """The tracer of `job` has ended, and nothing else had ended the job before."""
+    def finished(self, job: Any, reply: Reply | None) -> None:
+        """The trace of `job` is over, with `reply` if it came to its end. The job may have been
+        resolved before."""
 
     def soft_timed_out(self, job: Any, told: bool) -> None:
         """The soft time limit of `job` is over. `told` says whether its child was told."""
@@ -94,6 +98,8 @@ class Performer:
             actions.Spawn: self._spawn,
             actions.Write: self._write,
             actions.Cancel: self._cancel,
+            actions.Tell: self._tell,
+            actions.Abandon: self._abandon,
             actions.Interrupt: self._interrupt,
             actions.Kill: self._kill,
             actions.CloseStdin: self._close_stdin,
@@ -160,6 +166,16 @@ class Performer:
             # If it can't be written, the child's exit tells why.
             self._descriptors.write(running, encode_cancel(action.job.task_id, action.reason))
 
+    def _tell(self, action: actions.Tell) -> None:
+        running = self._processes.get(action.child)
+        if running is not None:
+            # If it can't be written, the tracer's exit tells why.
+            self._descriptors.write(running, action.line)
+
+    def _abandon(self, action: actions.Abandon) -> None:
+        line = encode_abandon(action.job.task_id, action.revoked)
+        self._tell(actions.Tell(action.child, line))
+
     def _interrupt(self, action: actions.Interrupt) -> None:
         running = self._processes.get(action.child)
         if running is not None and not running.signal(action.signum):
@@ -211,10 +227,13 @@ class Performer:
         if action.child is not None and not isinstance(action.outcome, outcomes.Answered):
             running = self._processes.get(action.child)
             facts = None if running is None else running.facts()
-        self._loop.call_later(partial(self._listener.resolved, action.job, action.outcome, facts))
+        resolved = partial(
+            self._listener.resolved, action.job, action.outcome, facts, action.unfinished
+        )
+        self._loop.call_later(resolved)
 
     def _finished(self, action: actions.Finished) -> None:
-        self._loop.call_later(partial(self._listener.finished, action.job))
+        self._loop.call_later(partial(self._listener.finished, action.job, action.reply))
 
     def _soft_timeout(self, action: actions.SoftTimeout) -> None:
         running = self._processes.get(action.child)

@@ -43,12 +43,13 @@ _alive: list[Replay] = []
 _RESET = ("SIGTERM", "SIGHUP", "SIGTTIN", "SIGTTOU", "SIGUSR1")
 
 
-def load(boot: Boot, slot: int, first: bool = False) -> Celery:
+def load(boot: Boot, name: str, slot: int, first: bool = False) -> Celery:
     """Load the project and set up this process for it.
 
     Arguments:
         boot: the boot line.
-        slot: this child's place among the Python children, from 0.
+        name: of this kind of process.
+        slot: this child's place in its group, from 0.
         first: whether this child logs what is odd about the project. One does, for all.
 
     Returns:
@@ -57,7 +58,7 @@ def load(boot: Boot, slot: int, first: bool = False) -> Celery:
     Raises:
         Exception: whatever importing the project raises.
     """
-    _name_process(boot.hostname, slot)
+    _name_process(name, boot.hostname, slot)
     # As prefork: Ctrl-C and a remapped SIGTERM are for the worker.
     platforms.signals.reset(*_RESET)
     platforms.signals.ignore("SIGINT", *([TERM_SIGNAME] if REMAP_SIGTERM else []))
@@ -102,11 +103,11 @@ def _set_up(app: Celery, boot: Boot, replay: Replay, first: bool) -> None:
         _complain(replay.complaints(), lacking)
 
 
-def _name_process(hostname: str, slot: int) -> None:
+def _name_process(name: str, hostname: str, slot: int) -> None:
     """Name this process for logs and `ps`, and number it for ``%i`` in a log file's name."""
     billiard = billiard_process.current_process()
     billiard.index = slot
-    name = f"SubprocPoolWorker-{slot + 1}"
+    name = f"{name}-{slot + 1}"
     billiard._name = name
     multiprocessing.current_process().name = name
     platforms.set_mp_process_title("celeryd", hostname=hostname)

@@ -14,34 +14,63 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, Protocol
 
 from ..serve import flush_prints, take_wire, write_all
 from ..wire.environment import FIRST, SLOT, STDERR, STDOUT
 from .frames import is_ours
 
-__all__ = ("main",)
+__all__ = ("boot_and_serve", "main")
+
+
+class Server(Protocol):
+    """Does jobs."""
+
+    def serve(self) -> NoReturn:
+        """Do jobs until there will be no more, and exit."""
 
 
 def main() -> NoReturn:
     """Boot, then serve jobs until stdin ends."""
+    boot_and_serve("SubprocPoolWorker", _child)
+
+
+def _child(*arguments: Any) -> Server:
+    from .serving import Child
+
+    return Child(*arguments)
+
+
+def boot_and_serve(
+    name: str, make: Callable[..., Server], features: tuple[str, ...] = ()
+) -> NoReturn:
+    """Boot, then serve jobs until stdin ends.
+
+    Arguments:
+        name: of this kind of process, for logs and `ps`.
+        make: is called when the project is loaded, with the app, the worker's node name, the
+            stream of requests, the descriptor for replies, and the seconds that functions
+            registered with `atexit` may take. What it returns serves.
+        features: are announced in the handshake.
+    """
     requests, replies = take_wire()
     stdout, stderr = _inherited(STDOUT), _inherited(STDERR)
     try:
         boot = _read_boot(requests)
         _enter_project(boot)
-        from . import loading, serving
+        from . import loading
 
         first = os.environ.pop(FIRST, None) is not None
-        app = loading.load(boot, int(os.environ.get(SLOT, "0")), first)
+        app = loading.load(boot, name, int(os.environ.get(SLOT, "0")), first)
     except Exception as exc:
         _say(replies, status="fatal", message=_why(exc))
         sys.exit(1)
     _take_over(stdout, stderr)
-    child = serving.Child(app, boot.hostname, requests, replies, boot.exit_grace)
+    child = make(app, boot.hostname, requests, replies, boot.exit_grace)
     try:
-        _say(replies, status="ready", protocol=1, pid=os.getpid())
+        _say(replies, status="ready", protocol=1, pid=os.getpid(), features=features)
     except BrokenPipeError:
         # The worker is gone.
         sys.exit(0)

@@ -15,14 +15,14 @@ import celery
 from celery import Celery, Task, _state, signals
 from celery.app import trace
 from celery.app.task import Context
-from celery.backends.base import DisabledBackend
 from celery.utils.log import get_logger
 from kombu.message import Message
+
+from .. import PACKAGE
 
 __all__ = (
     "app_argument",
     "as_current",
-    "ignores_result",
     "is_observed",
     "may_be_observed",
     "resolve_auto_concurrency",
@@ -46,28 +46,15 @@ def resolve_auto_concurrency(worker: Any) -> None:
             worker.concurrency = cpu_budget().count
 
 
-def ignores_result(task: Task, request: Mapping[str, Any]) -> bool:
-    """Return whether no result is to be stored.
-
-    Since Celery 5.7, the request overrides the task (celery/app/task.py:
-    `get_actual_ignore_result`). Before, it is enough that one of them ignores it.
-
-    Arguments:
-        task: the task.
-        request: the fields of its request.
-    """
-    if isinstance(task.backend, DisabledBackend):
-        return True
-    asked = request.get("ignore_result")
-    if celery.VERSION >= (5, 7) and asked is not None:
-        return bool(asked)
-    return bool(task.ignore_result or asked)
-
-
 def is_observed() -> bool:
-    """Return whether the signals that Celery's tracer sends for each task have receivers."""
+    """Return whether the signals that Celery's tracer sends for each task have receivers.
+
+    What a receiver of `worker_process_init` does is unknown here: agents connect to the others
+    there.
+    """
     return bool(
-        signals.task_prerun.receivers
+        signals.worker_process_init.receivers
+        or signals.task_prerun.receivers
         or signals.task_postrun.receivers
         or signals.task_success.receivers
     )
@@ -84,7 +71,7 @@ _SILENT_MODULES = {
     "celery.app.trace",
     "celery.backends.base",
     "celery.loaders.base",
-    f"{__package__}.tasks",
+    f"{PACKAGE}.tracer.tasks",
 }
 
 

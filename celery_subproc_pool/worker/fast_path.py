@@ -1,18 +1,17 @@
 """The fast path: a job of an external child that Celery's tracer has no part in, if it succeeds.
 
-Celery's tracer calls hooks, signals and the result backend around a task. They may block. So each
-job that is traced in the worker needs a thread, and passing the job to that thread and back costs
-more than what the child does. A task without hooks, and without receivers of signals, needs none
-of that. On the fast path its request is written as soon as a child is idle, and Celery is told of
-``ok`` with what the tracer would have returned. If the result is to be stored, a thread does only
-that. Other replies (an error, a retry, ...) fall back to the tracer: it traces the job with the
-reply at hand, and no code can see that the trace began late.
+Celery's tracer calls hooks, signals and the result backend around a task. They may block. So a
+tracer does that, another process, and passing the job to it and back costs more than what the child
+does. A task without hooks, without receivers of signals and without a result to store needs none of
+that. On the fast path its request is written as soon as a child is idle, and Celery is told of
+``ok`` with what the tracer would have returned. Other replies (an error, a retry, ...) fall back to
+a tracer: it traces the job with the reply at hand, and no code can see that the trace began late.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -25,11 +24,12 @@ from celery.utils.saferepr import saferepr
 from kombu.serialization import loads, prepare_accept_content
 from kombu.utils.encoding import safe_repr
 
+from ..tracer.compat import ignores_result
+from ..tracer.tasks import payload
 from ..wire.messages import encode_request
-from .compat import as_current, ignores_result, is_observed, may_be_observed
-from .tasks import payload
+from .compat import as_current, is_observed, may_be_observed
 
-__all__ = ("FastPath", "FastRequest")
+__all__ = ("FastPath", "FastRequest", "expects_traces")
 
 
 class FastRequest(NamedTuple):
@@ -39,8 +39,6 @@ class FastRequest(NamedTuple):
     line: bytes
     #: The request's fields, as the tracer would have them in a `Context`.
     fields: dict[str, Any]
-    #: Whether the result is to be stored.
-    stores: bool
 
     @property
     def context(self) -> Context:
@@ -54,30 +52,24 @@ class FastPath:
     Arguments:
         app: the worker's app.
         hostname: the worker's node name.
-        tracked: by the name of each external task, whether its state is to be STARTED while it
-            runs.
     """
 
-    def __init__(self, app: Celery, hostname: str, tracked: Mapping[str, bool]) -> None:
+    def __init__(self, app: Celery, hostname: str) -> None:
         self._app = app
         # `app.tasks` takes a lock: not for each job.
         self._tasks = app.tasks
         self._hostname = hostname
-        self._tracked = tracked
         self._accept = prepare_accept_content(app.conf.accept_content)
         #: By the name of each task that came: the task, and whether its class lets nothing be seen
         #: of a trace. A reloaded module makes another task of the same name.
         self._known: dict[str, tuple[Task, bool]] = {}
 
-    def request_for(
-        self, arguments: Sequence[Any], tells_progress: bool, body: Any = None
-    ) -> FastRequest | None:
+    def request_for(self, arguments: Sequence[Any], body: Any = None) -> FastRequest | None:
         """Return the request of a job, if the job can take the fast path.
 
         Arguments:
             arguments: the tracer's: the task's name and id, the request's headers, the body, its
                 content type and encoding.
-            tells_progress: whether the child may tell of its progress, which is stored too.
             body: the body, if Celery has deserialized it already.
 
         Returns:
@@ -92,12 +84,11 @@ class FastPath:
             fields = self._fields(arguments, body)
             if fields is None:
                 return None
-            ignored = ignores_result(task, fields)
-            if not ignored and (tells_progress or self._tracked.get(name)):
+            if not ignores_result(task, fields):
                 return None
             args, kwargs = fields["args"], fields["kwargs"]
             message = payload(name, fields, _own_headers(fields), args, kwargs)
-            return FastRequest(encode_request(task_id, message), fields, stores=not ignored)
+            return FastRequest(encode_request(task_id, message), fields)
         except Exception:
             return None
 
@@ -130,11 +121,6 @@ class FastPath:
         }
         follows = fields.get("callbacks") or fields.get("chain") or fields.get("chord")
         return None if follows else fields
-
-    def store(self, request: FastRequest, result: Any) -> None:
-        """Store the `result` of a job, as the tracer would. It may block."""
-        context = request.context
-        self._tasks[context.task].backend.mark_as_done(context.id, result, context)
 
     def succeed(self, request: FastRequest, result: Any, runtime: float) -> tuple[int, str, float]:
         """Log that a job succeeded, and return what the tracer would.
@@ -169,6 +155,20 @@ class FastPath:
             silent = not may_be_observed(self._app, task)
             self._known[task.name] = task, silent
         return silent
+
+
+def expects_traces(app: Celery, names: Iterable[str]) -> bool:
+    """Return whether a tracer is needed for one of the external tasks `names` if it succeeds.
+
+    Arguments:
+        app: the worker's app.
+        names: the tasks that are known by now.
+    """
+    tasks = [app.tasks[name] for name in names]
+    return bool(tasks) and (
+        is_observed()
+        or any(may_be_observed(app, task) or not ignores_result(task, {}) for task in tasks)
+    )
 
 
 def _own_headers(fields: Mapping[str, Any]) -> Mapping[str, Any]:

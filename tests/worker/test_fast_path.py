@@ -30,9 +30,9 @@ from kombu.message import Message
 from kombu.serialization import dumps
 
 from celery_subproc_pool import SubprocTask
+from celery_subproc_pool.tracer.tasks import payload
 from celery_subproc_pool.worker.fast_path import FastPath
 from celery_subproc_pool.worker.requests import deserialized_body
-from celery_subproc_pool.worker.tasks import payload
 from tests.support.basics import CHILDREN, DEADLINE, python_child, wait_for
 from tests.support.worker import Project, Worker
 

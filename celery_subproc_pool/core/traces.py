@@ -1,0 +1,113 @@
+"""The part that tracers have in the jobs of external children. `states` has the rules."""
+
+from __future__ import annotations
+
+from ..settings import TRACERS
+from ..wire.messages import CancelReason, Reply
+from ..wire.python import Ask
+from .actions import Abandon, Action, Finished, Tell
+from .deadlines import Deadlines
+from .ending import Ending
+from .jobs import Jobs
+from .model import Child, Job, JobState
+from .outcomes import Outcome, Terminated
+from .stopping import Stopping
+
+__all__ = ("Traces",)
+
+
+class Traces:
+    """Begins and ends traces, and passes on what tracers and external children say to each other.
+
+    Arguments:
+        jobs: the jobs, traces included.
+        deadlines: of the jobs.
+        stopping: releases children.
+        ending: ends jobs whose tracer is lost.
+    """
+
+    def __init__(
+        self, jobs: Jobs, deadlines: Deadlines, stopping: Stopping, ending: Ending
+    ) -> None:
+        self._jobs = jobs
+        self._deadlines = deadlines
+        self._stopping = stopping
+        self._ending = ending
+
+    # -- events
+
+    def begin(self, job: Job, request: bytes, now: float) -> list[Action]:
+        """Have `job` traced, unless it is over. `request` is for its tracer."""
+        if job.state is JobState.CLOSED:
+            return []
+        trace = Job(job.task_id, job.task_name, TRACERS, timeout=job.timeout, retries=job.retries)
+        trace.request = request
+        # Celery is not told of it, and no shutdown drops it: its job was accepted.
+        trace.accepted = True
+        trace.traces, job.trace = job, trace
+        self._jobs.add(trace, now)
+        if job.state is JobState.ANSWERED:
+            self._deadlines.hand_over(job, trace)
+        return []
+
+    def asked(self, tracer: Child, ask: Ask) -> list[Action]:
+        """`tracer` asks for the exchange with the external child of a job."""
+        trace = tracer.jobs.get(ask.id)
+        if trace is None or trace.state is not JobState.SENT or trace.traces is None:
+            # The job has ended meanwhile in another way.
+            return []
+        return self._jobs.provide(trace.traces, ask.line)
+
+    def tell(self, job: Job, line: bytes) -> list[Action]:
+        """Pass `line`, which is about `job`, on to its tracer. If another tracer gets the trace
+        later, it gets the line too."""
+        trace = job.trace
+        if trace is None or trace.state is JobState.CLOSED:
+            return []
+        assert trace.request is not None
+        trace.request += line
+        if trace.state is not JobState.SENT or trace.child is None:
+            return []
+        return [Tell(trace.child, line)]
+
+    def ended(self, trace: Job, reply: Reply, now: float) -> list[Action]:
+        """The tracer of `trace` is through, maybe without having needed the external child."""
+        self._jobs.close(trace)
+        job = trace.traces
+        assert job is not None
+        finished = Finished(job, reply)
+        if job.state is JobState.CLOSED:
+            return [finished]
+        child = job.child
+        self._jobs.close(job)
+        if child is None:
+            return [finished]
+        return [finished, *self._stopping.release(child, job, now)]
+
+    # -- what other events have noted
+
+    def settle(self, now: float) -> list[Action]:
+        """End the jobs whose trace was lost, and the traces whose job is over."""
+        actions: list[Action] = []
+        while self._jobs.orphans:
+            job, lost, tracer = self._jobs.orphans.pop()
+            actions += self._ending.lose(job, lost, tracer, now)
+        while self._jobs.abandoned:
+            actions += self._abandon(*self._jobs.abandoned.pop(), now)
+        return actions
+
+    def _abandon(self, trace: Job, outcome: Outcome, now: float) -> list[Action]:
+        job, tracer = trace.traces, trace.child
+        assert job is not None
+        if trace.state is JobState.CLOSED:
+            # It has ended since.
+            return []
+        if trace.state is not JobState.SENT or tracer is None:
+            self._jobs.close(trace)
+            released = [] if tracer is None else self._stopping.release(tracer, trace, now)
+            return [Finished(job, None), *released]
+        revoked = isinstance(outcome, Terminated)
+        reason = CancelReason.REVOKED if revoked else CancelReason.TIME_LIMIT
+        grace = tracer.group.settings.cancel_grace
+        self._jobs.cancel(trace, tracer, reason, grace, "it was told that the job is over", now)
+        return [Abandon(tracer, trace, revoked)]

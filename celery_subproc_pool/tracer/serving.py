@@ -1,0 +1,170 @@
+"""A tracer after its boot: reads what happens to jobs, and lets their traces go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, BinaryIO, NoReturn
+
+from celery import Celery, Task
+from celery.exceptions import TaskRevokedError
+from celery.states import REVOKED
+from celery.utils.log import get_logger
+from greenlet import getcurrent
+
+from ..errors import JobAbandoned
+from ..python_child.codec import End, encode_end, task_arguments
+from ..python_child.exits import leave
+from ..serve import flush_prints, write_all
+from ..wire.json_lines import encode
+from ..wire.python import Notice, Released, decode_notice
+from .compat import ignores_result
+from .tasks import let_child_run, register
+from .traces import Trace
+
+__all__ = ("Tracer",)
+
+logger = get_logger(__name__)
+
+#: Bytes that are read at a time.
+READ_BYTES = 1 << 16
+
+
+class Tracer:
+    """Traces many jobs at a time.
+
+    Arguments:
+        app: the project's app.
+        hostname: the worker's node name.
+        requests: the stream of notices.
+        replies: the descriptor for replies.
+        exit_grace: seconds that functions registered with `atexit` may take.
+    """
+
+    def __init__(
+        self, app: Celery, hostname: str, requests: BinaryIO, replies: int, exit_grace: float
+    ) -> None:
+        self._app = app
+        self._hostname = hostname
+        self._requests = requests
+        self._replies = replies
+        self._exit_grace = exit_grace
+        self._pid = os.getpid()
+        self._loop = getcurrent()
+        #: By the ids of their jobs: those that wait for news from their child.
+        self._waiting: dict[str, Trace] = {}
+        #: By name: tasks whose body is the exchange with a child.
+        self._bound: dict[str, Task] = {}
+        self._ends = False
+        signal.signal(signal.SIGTERM, self._on_terminate)
+
+    def serve(self) -> NoReturn:
+        """Trace jobs until stdin ends or SIGTERM comes."""
+        status = 1
+        try:
+            for batch in _batches(self._requests):
+                self._take(batch)
+                if self._ends:
+                    break
+            status = 0
+        except (BrokenPipeError, SystemExit):
+            # The worker is gone: nobody reads replies. Or SIGTERM has come.
+            status = 0
+        except BaseException:
+            logger.critical("The tracer fails, which is a bug", exc_info=True)
+        finally:
+            leave(self._hostname, self._pid, self._exit_grace, status)
+
+    def _on_terminate(self, signum: int, frame: FrameType | None) -> None:
+        """End at once between two traces; otherwise when the running one gives up the processor."""
+        self._ends = True
+        if getcurrent() is self._loop:
+            raise SystemExit
+
+    def _take(self, batch: list[bytes]) -> None:
+        notices = [decode_notice(line) for line in batch]
+        last = {notice.id: notice for notice in notices}
+        for notice in notices:
+            # Progress that is not the latest any more would be stored in vain.
+            if notice.progress is None or last[notice.id] is notice:
+                self._hear(notice)
+
+    def _hear(self, notice: Notice) -> None:
+        if notice.payload is not None:
+            self._begin(notice)
+            return
+        trace = self._waiting.get(notice.id)
+        if trace is None:
+            # It has ended meanwhile.
+            return
+        if notice.abandon is not None:
+            trace.throw(JobAbandoned())
+            self._release(trace, notice.abandon)
+        else:
+            trace.switch(notice)
+            self._look_at(trace)
+
+    def _begin(self, notice: Notice) -> None:
+        arguments = task_arguments(notice)
+        if notice.exchange is not None:
+            self._bind(arguments[0])
+        trace = Trace(arguments, notice.exchange, self._send)
+        self._waiting[notice.id] = trace
+        trace.switch()
+        self._look_at(trace)
+
+    def _look_at(self, trace: Trace) -> None:
+        """Reply if `trace` has ended."""
+        if trace.dead:
+            del self._waiting[trace.task_id]
+            assert trace.end is not None
+            self._end(trace.task_id, trace.end)
+
+    def _end(self, task_id: str, end: End) -> None:
+        if os.getpid() != self._pid:
+            # A hook forked, and the copy of this process returned to here.
+            os._exit(0)
+        flush_prints()
+        self._send(encode_end(self._app, task_id, end))
+
+    def _release(self, trace: Trace, revoked: bool) -> None:
+        """Tell that the job of `trace`, which was abandoned, stores no more states."""
+        del self._waiting[trace.task_id]
+        if revoked and trace.stored is not None:
+            _store_revoked(*trace.stored)
+        flush_prints()
+        self._send(encode(Released(id=trace.task_id)))
+
+    def _send(self, line: bytes) -> None:
+        write_all(self._replies, line)
+
+    def _bind(self, name: str) -> None:
+        """Let a child run the task `name`."""
+        if name not in self._app.tasks:
+            register(self._app, name)
+        task = self._app.tasks[name]
+        if self._bound.get(name) is not task:
+            let_child_run(task)
+            self._bound[name] = task
+
+
+def _batches(requests: BinaryIO) -> Iterator[list[bytes]]:
+    """Yield the lines that can be read at a time."""
+    begun = b""
+    while data := requests.read1(READ_BYTES):  # type: ignore[attr-defined]
+        *lines, begun = (begun + data).split(b"\n")
+        if lines:
+            yield lines
+
+
+def _store_revoked(task: Task, request: Any) -> None:
+    """Store REVOKED once more, over a state that was stored after Celery had stored it."""
+    if ignores_result(task, vars(request)) and not task.store_errors_even_if_ignored:
+        return
+    try:
+        error = TaskRevokedError("terminated")
+        task.backend.store_result(request.id, error, REVOKED, request=request)
+    except Exception as exc:
+        logger.warning("That %s[%s] is revoked can't be stored: %r", task.name, request.id, exc)
