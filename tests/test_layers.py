@@ -22,12 +22,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serve": set(),
     "tables": set(),
     "settings": set(),
+    "signals": set(),
     "config": {"errors", "settings"},
     "wire": {"errors"},
     "core": {"errors", "settings", "wire"},
     "engine": {"core", "errors", "wire"},
     "python_child": {"errors", "serve", "settings", "wire"},
-    "tracer": {"errors", "python_child", "serve", "wire"},
+    "tracer": {"errors", "python_child", "serve", "signals", "wire"},
     "worker": {"config", "core", "engine", "errors", "python_child", "settings", "tracer", "wire"},
     "cli": {"config", "errors", "settings", "tables", "worker"},
 }
@@ -36,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_USE: dict[str, set[str]] = {
     "tables": {"rich"},
     "settings": {"msgspec"},
+    "signals": {"celery"},
     "config": {"msgspec"},
     "wire": {"msgspec"},
     "core": {"msgspec"},

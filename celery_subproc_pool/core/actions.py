@@ -25,6 +25,7 @@ __all__ = (
     "CloseStdin",
     "Finished",
     "Forget",
+    "GoesOn",
     "Healed",
     "Interrupt",
     "Kill",
@@ -38,6 +39,7 @@ __all__ = (
     "Resolve",
     "SoftTimeout",
     "Spawn",
+    "StandsStill",
     "Started",
     "Stranded",
     "Tell",
@@ -149,6 +151,24 @@ class Logged(msgspec.Struct, frozen=True):
     record: Log
 
 
+class StandsStill(msgspec.Struct, frozen=True):
+    """Log that `child`, a tracer, says nothing, and have it say where it hangs."""
+
+    child: Child
+    #: For how long.
+    seconds: float
+    #: The traces that wait for it.
+    jobs: tuple[Job, ...]
+
+
+class GoesOn(msgspec.Struct, frozen=True):
+    """Log that `child`, a tracer that has stood still, goes on."""
+
+    child: Child
+    #: For how long it has said nothing.
+    seconds: float
+
+
 class Forget(msgspec.Struct, frozen=True):
     """Close what belongs to `child`, which is gone."""
 
@@ -248,6 +268,8 @@ Action = (
     | Overruled
     | Progressed
     | Logged
+    | StandsStill
+    | GoesOn
     | Probe
     | Measure
     | Kill

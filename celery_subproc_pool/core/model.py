@@ -35,6 +35,8 @@ exits
     `Child.state`, of a child that is gone.
 scheduler
     `Group.boot`, by the event `change_boot`.
+standstill
+    `Child.due`, `quiet_since`, `warn_at`, `stands_still`.
 traces
     `Job.trace`, `traces`.
 
@@ -220,6 +222,15 @@ class Child:
     max_age_at: float | None = field(default=None, init=False)
     #: Why it is to be recycled; empty if it is not.
     recycle_reason: str = field(default="", init=False)
+
+    #: Of a tracer: the traces about which it is to say something next.
+    due: set[Job] = field(default_factory=set, init=False)
+    #: Since when it says nothing about them; None if there are none.
+    quiet_since: float | None = field(default=None, init=False)
+    #: When the log warns of that.
+    warn_at: float | None = field(default=None, init=False)
+    #: Whether the log has warned.
+    stands_still: bool = field(default=False, init=False)
 
     #: Why it is replaced; empty if it is not.
     reason: str = field(default="", init=False)

@@ -53,7 +53,7 @@ class Replies:
             return self._replacing.fault(child, _unexpected(child, reply, "reply"), now)
         if job.state is JobState.SENT:
             child.group.counters.count_reply(now - job.begun_at, isinstance(reply, Throttled))
-            actions = self._ended(job, reply, now)
+            actions = self._ended(job, child, reply, now)
         else:
             child.group.counters.count_late_reply()
             actions = overruled(job)
@@ -61,9 +61,9 @@ class Replies:
         actions += self._stopping.release(child, job, now)
         return actions
 
-    def _ended(self, job: Job, reply: Reply, now: float) -> list[Action]:
+    def _ended(self, job: Job, child: Child, reply: Reply, now: float) -> list[Action]:
         if job.traces is not None:
-            return self._traces.ended(job, reply, now)
+            return self._traces.ended(job, child, reply, now)
         return [self._jobs.answer(job, Answered(reply))]
 
     def _still_counts(self, job: Job | None, reply: Reply) -> bool:

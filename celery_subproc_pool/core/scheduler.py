@@ -28,6 +28,7 @@ from .replies import Replies
 from .shutdown import Shutdown
 from .sizing import Sizing
 from .spawning import Spawning
+from .standstill import Standstill
 from .stopping import Stopping
 from .time_limits import TimeLimits
 from .timers import Timers
@@ -58,7 +59,8 @@ class Scheduler:
         self._booting = Booting(alarm, spawning, recycling, stopping)
         self._replacing = Replacing(jobs, spawning, recycling, self._booting, stopping)
         self._ending = Ending(jobs, stopping, self._replacing)
-        self._traces = Traces(jobs, deadlines, stopping, self._ending)
+        standstill = Standstill(alarm)
+        self._traces = Traces(jobs, deadlines, stopping, self._ending, standstill)
         self._replies = Replies(
             jobs,
             deadlines,
@@ -73,7 +75,7 @@ class Scheduler:
         self._exits = Exits(jobs, spawning, stopping, self._replacing, self._traces)
         self._sizing = Sizing(groups, jobs, spawning, stopping)
         self._shutdown = Shutdown(groups, jobs, spawning, stopping, self._replacing)
-        child_timers = (self._exits, self._booting, recycling, stopping)
+        child_timers = (self._exits, self._booting, recycling, stopping, standstill)
         self._timers = Timers(groups, alarm, jobs, self._time_limits, child_timers, spawning)
 
     # -- starting and stopping
@@ -121,7 +123,7 @@ class Scheduler:
 
     def tell(self, job: Job, line: bytes, now: float) -> list[Action]:
         """The tracer of `job` is to read `line`: what the external child said."""
-        return self._traces.tell(job, line)
+        return self._traces.tell(job, line, now)
 
     def terminate(
         self, job: Job, signum: int, now: float, reason: CancelReason = CancelReason.REVOKED
@@ -154,7 +156,7 @@ class Scheduler:
 
     def asked(self, child: Child, ask: Ask, now: float) -> list[Action]:
         """`child`, a tracer, asks for the exchange with an external child."""
-        return self._traces.asked(child, ask)
+        return self._traces.asked(child, ask, now)
 
     def progressed(self, child: Child, progress: Progress, now: float) -> list[Action]:
         """`child` told the progress of a job."""
@@ -180,6 +182,8 @@ class Scheduler:
         """The request of `job` was written to `child`, as far as its pipe took it, after `offset`
         other bytes."""
         self._jobs.sent(job, child, offset, now)
+        if job.traces is not None:
+            self._traces.written(job, child, now)
         self._recycling.count_begun(child)
 
     def unwritten(self, child: Child, reason: str, read: int, now: float) -> list[Action]:

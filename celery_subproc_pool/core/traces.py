@@ -11,6 +11,7 @@ from .ending import Ending
 from .jobs import Jobs
 from .model import Child, Job, JobState
 from .outcomes import Outcome, Terminated
+from .standstill import Standstill
 from .stopping import Stopping
 
 __all__ = ("Traces",)
@@ -24,12 +25,19 @@ class Traces:
         deadlines: of the jobs.
         stopping: releases children.
         ending: ends jobs whose tracer is lost.
+        standstill: watches tracers.
     """
 
     def __init__(
-        self, jobs: Jobs, deadlines: Deadlines, stopping: Stopping, ending: Ending
+        self,
+        jobs: Jobs,
+        deadlines: Deadlines,
+        stopping: Stopping,
+        ending: Ending,
+        standstill: Standstill,
     ) -> None:
         self._jobs = jobs
+        self._standstill = standstill
         self._deadlines = deadlines
         self._stopping = stopping
         self._ending = ending
@@ -50,15 +58,20 @@ class Traces:
             self._deadlines.hand_over(job, trace)
         return []
 
-    def asked(self, tracer: Child, ask: Ask) -> list[Action]:
+    def written(self, trace: Job, tracer: Child, now: float) -> None:
+        """`trace` was written to `tracer`."""
+        self._standstill.expect(tracer, trace, now)
+
+    def asked(self, tracer: Child, ask: Ask, now: float) -> list[Action]:
         """`tracer` asks for the exchange with the external child of a job."""
         trace = tracer.jobs.get(ask.id)
         if trace is None or trace.state is not JobState.SENT or trace.traces is None:
             # The job has ended meanwhile in another way.
             return []
-        return self._jobs.provide(trace.traces, ask.line)
+        goes_on = self._standstill.heard(tracer, trace, now)
+        return [*goes_on, *self._jobs.provide(trace.traces, ask.line)]
 
-    def tell(self, job: Job, line: bytes) -> list[Action]:
+    def tell(self, job: Job, line: bytes, now: float) -> list[Action]:
         """Pass `line`, which is about `job`, on to its tracer. If another tracer gets the trace
         later, it gets the line too."""
         trace = job.trace
@@ -68,21 +81,23 @@ class Traces:
         trace.request += line
         if trace.state is not JobState.SENT or trace.child is None:
             return []
+        if job.state is JobState.ANSWERED:
+            self._standstill.expect(trace.child, trace, now)
         return [Tell(trace.child, line)]
 
-    def ended(self, trace: Job, reply: Reply, now: float) -> list[Action]:
-        """The tracer of `trace` is through, maybe without having needed the external child."""
+    def ended(self, trace: Job, tracer: Child, reply: Reply, now: float) -> list[Action]:
+        """`tracer` is through with `trace`, maybe without having needed the external child."""
+        actions = self._standstill.heard(tracer, trace, now)
         self._jobs.close(trace)
         job = trace.traces
         assert job is not None
-        finished = Finished(job, reply)
-        if job.state is JobState.CLOSED:
-            return [finished]
-        child = job.child
-        self._jobs.close(job)
-        if child is None:
-            return [finished]
-        return [finished, *self._stopping.release(child, job, now)]
+        actions.append(Finished(job, reply))
+        if job.state is not JobState.CLOSED:
+            child = job.child
+            self._jobs.close(job)
+            if child is not None:
+                actions += self._stopping.release(child, job, now)
+        return actions
 
     # -- what other events have noted
 
@@ -109,5 +124,6 @@ class Traces:
         revoked = isinstance(outcome, Terminated)
         reason = CancelReason.REVOKED if revoked else CancelReason.TIME_LIMIT
         grace = tracer.group.settings.cancel_grace
+        self._standstill.expect(tracer, trace, now)
         self._jobs.cancel(trace, tracer, reason, grace, "it was told that the job is over", now)
         return [Abandon(tracer, trace, revoked)]

@@ -109,6 +109,8 @@ class Performer:
             actions.Logged: self._logged,
             actions.Unkillable: reports.unkillable,
             actions.Stranded: reports.stranded,
+            actions.StandsStill: self._stands_still,
+            actions.GoesOn: reports.goes_on,
             actions.Healed: lambda action: reports.healed(action.group),
         }
 
@@ -215,6 +217,13 @@ class Performer:
         running = self._processes.get(action.child)
         if running is not None:
             running.log(action.record, action.job)
+
+    def _stands_still(self, action: actions.StandsStill) -> None:
+        reports.stands_still(action)
+        running = self._processes.get(action.child)
+        if running is not None:
+            # It writes to its stderr which code it runs.
+            running.signal(signal.SIGUSR1)
 
     # -- by a callback
 

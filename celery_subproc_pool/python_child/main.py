@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, BinaryIO, NoReturn, Protocol
 
@@ -27,6 +27,10 @@ __all__ = ("boot_and_serve", "main")
 
 class Server(Protocol):
     """Does jobs."""
+
+    @property
+    def features(self) -> Sequence[str]:
+        """What to announce in the handshake."""
 
     def serve(self) -> NoReturn:
         """Do jobs until there will be no more, and exit."""
@@ -43,17 +47,13 @@ def _child(*arguments: Any) -> Server:
     return Child(*arguments)
 
 
-def boot_and_serve(
-    name: str, make: Callable[..., Server], features: tuple[str, ...] = ()
-) -> NoReturn:
+def boot_and_serve(name: str, make: Callable[..., Server]) -> NoReturn:
     """Boot, then serve jobs until stdin ends.
 
     Arguments:
         name: of this kind of process, for logs and `ps`.
-        make: is called when the project is loaded, with the app, the worker's node name, the
-            stream of requests, the descriptor for replies, and the seconds that functions
-            registered with `atexit` may take. What it returns serves.
-        features: are announced in the handshake.
+        make: is called when the project is loaded, with the app, the boot line, the stream of
+            requests and the descriptor for replies. What it returns serves.
     """
     requests, replies = take_wire()
     stdout, stderr = _inherited(STDOUT), _inherited(STDERR)
@@ -68,9 +68,9 @@ def boot_and_serve(
         _say(replies, status="fatal", message=_why(exc))
         sys.exit(1)
     _take_over(stdout, stderr)
-    child = make(app, boot.hostname, requests, replies, boot.exit_grace)
+    child = make(app, boot, requests, replies)
     try:
-        _say(replies, status="ready", protocol=1, pid=os.getpid(), features=features)
+        _say(replies, status="ready", protocol=1, pid=os.getpid(), features=child.features)
     except BrokenPipeError:
         # The worker is gone.
         sys.exit(0)

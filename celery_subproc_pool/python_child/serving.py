@@ -14,7 +14,7 @@ from celery.app.trace import fast_trace_task
 from celery.exceptions import NotRegistered
 
 from ..serve import flush_prints, write_all
-from ..wire.python import TaskRequest, decode_request
+from ..wire.python import Boot, TaskRequest, decode_request
 from .calls import call
 from .codec import End, encode_end, escaped_end, task_arguments
 from .exits import leave
@@ -28,20 +28,19 @@ class Child:
 
     Arguments:
         app: the project's app.
-        hostname: the worker's node name.
+        boot: the boot line.
         requests: the stream of requests.
         replies: the descriptor for replies.
-        exit_grace: seconds that functions registered with `atexit` may take.
     """
 
-    def __init__(
-        self, app: Celery, hostname: str, requests: BinaryIO, replies: int, exit_grace: float
-    ) -> None:
+    #: What it announces in the handshake: nothing.
+    features = ()
+
+    def __init__(self, app: Celery, boot: Boot, requests: BinaryIO, replies: int) -> None:
         self._app = app
-        self._hostname = hostname
+        self._boot = boot
         self._requests = requests
         self._replies = replies
-        self._exit_grace = exit_grace
         self._limits = SoftLimits(fast_trace_task, task_arguments, self._require)
         self._working = False
         self._pid = os.getpid()
@@ -61,7 +60,7 @@ class Child:
             traceback.print_exc()
             status = 1
         finally:
-            leave(self._hostname, self._pid, self._exit_grace, status)
+            leave(self._boot.hostname, self._pid, self._boot.exit_grace, status)
 
     def _serve(self) -> None:
         for line in self._requests:

@@ -18,7 +18,7 @@ def main() -> NoReturn:
     # With this, Celery keeps its stacks of current tasks by thread, and not by greenlet
     # (celery/utils/threads.py, 5.3 to 5.7).
     os.environ.pop("USE_FAST_LOCALS", None)
-    boot_and_serve("SubprocTracer", _tracer, features=("multiplex",))
+    boot_and_serve("SubprocTracer", _tracer)
 
 
 def _tracer(*arguments: Any) -> Server:

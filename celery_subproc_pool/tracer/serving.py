@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 from collections.abc import Iterator
@@ -19,8 +20,9 @@ from ..python_child.codec import End, encode_end, task_arguments
 from ..python_child.exits import leave
 from ..serve import flush_prints, write_all
 from ..wire.json_lines import encode
-from ..wire.python import Notice, Released, decode_notice
-from .compat import ignores_result
+from ..wire.messages import Feature
+from ..wire.python import SILENT, Boot, Notice, Released, decode_notice
+from .compat import ignores_result, is_observed, may_be_observed
 from .tasks import let_child_run, register
 from .traces import Trace
 
@@ -37,20 +39,16 @@ class Tracer:
 
     Arguments:
         app: the project's app.
-        hostname: the worker's node name.
+        boot: the boot line.
         requests: the stream of notices.
         replies: the descriptor for replies.
-        exit_grace: seconds that functions registered with `atexit` may take.
     """
 
-    def __init__(
-        self, app: Celery, hostname: str, requests: BinaryIO, replies: int, exit_grace: float
-    ) -> None:
+    def __init__(self, app: Celery, boot: Boot, requests: BinaryIO, replies: int) -> None:
         self._app = app
-        self._hostname = hostname
+        self._boot = boot
         self._requests = requests
         self._replies = replies
-        self._exit_grace = exit_grace
         self._pid = os.getpid()
         self._loop = getcurrent()
         #: By the ids of their jobs: those that wait for news from their child.
@@ -59,6 +57,16 @@ class Tracer:
         self._bound: dict[str, Task] = {}
         self._ends = False
         signal.signal(signal.SIGTERM, self._on_terminate)
+        # If a call hangs, the worker asks by this which one.
+        faulthandler.register(signal.SIGUSR1, file=2)
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What it announces in the handshake."""
+        tasks = (self._app.tasks[name] for name in self._boot.tasks if name in self._app.tasks)
+        observed = is_observed() or any(may_be_observed(self._app, task) for task in tasks)
+        multiplex = Feature.MULTIPLEX.value
+        return (multiplex,) if observed else (multiplex, SILENT)
 
     def serve(self) -> NoReturn:
         """Trace jobs until stdin ends or SIGTERM comes."""
@@ -75,7 +83,7 @@ class Tracer:
         except BaseException:
             logger.critical("The tracer fails, which is a bug", exc_info=True)
         finally:
-            leave(self._hostname, self._pid, self._exit_grace, status)
+            leave(self._boot.hostname, self._pid, self._boot.exit_grace, status)
 
     def _on_terminate(self, signum: int, frame: FrameType | None) -> None:
         """End at once between two traces; otherwise when the running one gives up the processor."""

@@ -20,6 +20,7 @@ from celery.states import STARTED
 from celery.utils.log import get_logger
 
 from ..errors import NotInWorkerError
+from ..signals import child_request
 from ..wire.messages import Reply, encode_request
 from ..wire.python import Exchange
 from .compat import ignores_result
@@ -228,7 +229,10 @@ def _run_in_child(task: Task, /, *args: Any, **kwargs: Any) -> Any:
     with _uppermost(task, request):
         if job.facts.tracked:
             _store(task, job, STARTED, {"pid": job.facts.pid, "hostname": request.hostname})
-        message = payload(task.name, vars(request), request.headers or {}, args, kwargs)
+        # A copy: what receivers add is for the child, not for a retry of the task.
+        headers = dict(request.headers or {})
+        child_request.send(sender=task, task_id=job.task_id, headers=headers)
+        message = payload(task.name, vars(request), headers, args, kwargs)
         line = encode_request(job.task_id, message)
         reply, over = job.exchange(line, partial(_store_progress, task, job))
         return conclude(task, reply, job.facts.throttle_max_retries, over)

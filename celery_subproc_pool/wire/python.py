@@ -21,6 +21,7 @@ from .json_lines import decode_line, encode
 from .messages import Error, Ignore, Ok, Reject, Reply, Retry, Throttled
 
 __all__ = (
+    "SILENT",
     "Answer",
     "Ask",
     "Boot",
@@ -192,6 +193,9 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 # -- what a tracer writes
+
+#: The feature that a tracer announces if nobody watches the tasks of external children there.
+SILENT = "silent"
 
 
 class Ask(msgspec.Struct, tag_field="status", tag="ask", frozen=True, kw_only=True):

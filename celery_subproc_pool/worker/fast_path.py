@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from celery import Celery, Task
+from celery import Celery, Task, signals
 from celery.app.task import Context
 from celery.app.trace import LOG_SUCCESS
 from celery.app.trace import info as log_of_tracer
@@ -24,10 +24,10 @@ from celery.utils.saferepr import saferepr
 from kombu.serialization import loads, prepare_accept_content
 from kombu.utils.encoding import safe_repr
 
-from ..tracer.compat import ignores_result
+from ..tracer.compat import ignores_result, is_observed, may_be_observed
 from ..tracer.tasks import payload
 from ..wire.messages import encode_request
-from .compat import as_current, is_observed, may_be_observed
+from .compat import as_current
 
 __all__ = ("FastPath", "FastRequest", "expects_traces")
 
@@ -63,6 +63,8 @@ class FastPath:
         #: By the name of each task that came: the task, and whether its class lets nothing be seen
         #: of a trace. A reloaded module makes another task of the same name.
         self._known: dict[str, tuple[Task, bool]] = {}
+        #: Whether the tracers say that nobody watches tasks there.
+        self.tracers_are_silent = False
 
     def request_for(self, arguments: Sequence[Any], body: Any = None) -> FastRequest | None:
         """Return the request of a job, if the job can take the fast path.
@@ -78,7 +80,7 @@ class FastPath:
         """
         name, task_id, *_ = arguments
         task = self._tasks[name]
-        if is_observed() or not self._is_silent(task):
+        if is_observed() or not self._is_silent(task) or self._may_be_observed_in_tracers():
             return None
         try:
             fields = self._fields(arguments, body)
@@ -148,6 +150,11 @@ class FastPath:
                 log_of_tracer(LOG_SUCCESS, facts)
         return 0, text, runtime
 
+    def _may_be_observed_in_tracers(self) -> bool:
+        """Return whether tasks may be watched in tracers only: agents begin to watch in receivers
+        of `worker_process_init`, which is sent there."""
+        return bool(signals.worker_process_init.receivers) and not self.tracers_are_silent
+
     def _is_silent(self, task: Task) -> bool:
         """Return whether no code but Celery's and ours is called when `task` is traced."""
         known, silent = self._known.get(task.name, (None, False))
@@ -167,6 +174,7 @@ def expects_traces(app: Celery, names: Iterable[str]) -> bool:
     tasks = [app.tasks[name] for name in names]
     return bool(tasks) and (
         is_observed()
+        or bool(signals.worker_process_init.receivers)
         or any(may_be_observed(app, task) or not ignores_result(task, {}) for task in tasks)
     )
 

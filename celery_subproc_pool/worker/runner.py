@@ -21,15 +21,15 @@ from celery.platforms import EX_FAILURE, signals
 from celery.utils.log import get_logger
 from celery.worker import state
 
-from ..core.actions import Change
+from ..core.actions import Change, Started
 from ..core.model import Child, JobState, Tracing
 from ..core.outcomes import ChildFacts, Outcome, TimedOut
 from ..core.scheduler import Scheduler
 from ..engine.supervisor import Supervisor
-from ..settings import PYTHON
+from ..settings import PYTHON, TRACERS
 from ..wire.json_lines import encode
 from ..wire.messages import CancelReason, Ok, Reply
-from ..wire.python import Answer, Notice, Traced
+from ..wire.python import SILENT, Answer, Notice, Traced
 from . import outcome, reporting
 from .admission import Admission
 from .calls import CallJob
@@ -187,7 +187,10 @@ class Runner:
             store_revoked_again(job)
 
     def child_changed(self, change: Change) -> None:
-        """Pass on what became of a child."""
+        """Pass on what became of a child. Note whether tasks are watched in tracers."""
+        child = change.child
+        if isinstance(change, Started) and child.group.name == TRACERS:
+            self._fast_path.tracers_are_silent = SILENT in child.unknown_features
         self._news.changed(change)
 
     # -- at the end
