@@ -151,12 +151,14 @@ def _complete(app: Celery, boot: Boot, warn: bool) -> None:
     """Make the tasks that the worker has and loading the app did not make."""
     for name in [name for name in boot.tasks if name not in app.tasks]:
         reason = _get_task(app, name, boot)
-        if name not in app.tasks and warn:
+        if name not in app.tasks and (warn or boot.traces):
             logger.warning(
-                "The Python children lack the task %s of the module %s, and it fails if it arrives:"
-                " %s. Define it at the top level of a module",
+                "The %s lack the task %s of the module %s, and %s if it arrives: %s. Define it at"
+                " the top level of a module",
+                "tracers" if boot.traces else "Python children",
                 name,
                 boot.tasks[name],
+                "its options and hooks do not count" if boot.traces else "it fails",
                 reason,
             )
 

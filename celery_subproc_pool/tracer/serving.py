@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any, BinaryIO, NoReturn
 
 from celery import Celery, Task
+from celery.app import trace as celerys_trace
 from celery.exceptions import TaskRevokedError
 from celery.states import REVOKED
 from celery.utils.log import get_logger
@@ -155,6 +156,9 @@ class Tracer:
         task = self._app.tasks[name]
         if self._bound.get(name) is not task:
             let_child_run(task)
+            # Celery's tracer keeps the body that the task had when it was made.
+            hostname, loader = self._boot.hostname, self._app.loader
+            task.__trace__ = celerys_trace.build_tracer(name, task, loader, hostname, app=self._app)
             self._bound[name] = task
 
 

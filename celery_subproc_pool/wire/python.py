@@ -116,6 +116,8 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tasks: dict[str, str] = {}
     #: How to make a task that no import makes (`python_child.recipes`), by the tasks' names.
     recipes: dict[str, bytes] = {}
+    #: Whether it is for a tracer: `tasks` are those of external children.
+    traces: bool = False
     #: Seconds that functions registered with `atexit` may take when the child exits.
     exit_grace: float = 5.0
 

@@ -26,7 +26,7 @@ from .. import PACKAGE, __version__
 from ..core.model import Group
 from ..errors import ConfigError
 from ..python_child import configuration, replay
-from ..python_child.recipes import recipe_of
+from ..python_child.recipes import outline_of, recipe_of
 from ..settings import (
     CELERY_PREFIX,
     PYTHON,
@@ -243,7 +243,8 @@ def boot_line(
     own = traces or settings.python.executable is None
     cwd = settings.tracers.cwd if traces else settings.python.cwd
     exit_grace = settings.tracers.exit_grace if traces else settings.python.exit_grace
-    recipes = {name: recipe_of(task) for name, task in tasks.items()}
+    write = outline_of if traces else recipe_of
+    recipes = {name: write(task) for name, task in tasks.items()}
     boot = Boot(
         hostname=hostname,
         path=_search_path(cwd, own),
@@ -255,6 +256,7 @@ def boot_line(
         recipes={name: recipe for name, recipe in recipes.items() if recipe is not None},
         settings=configuration.collect(app, () if own else _homes()),
         prelude=replay.note(app, hostname, worker, context, settings.python.replay),
+        traces=traces,
         exit_grace=exit_grace,
         **_how_to_get(app),
     )
