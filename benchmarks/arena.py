@@ -127,6 +127,7 @@ class Worker:
             "gauge": self._gauge,
             "echo": setup.echo,
             "program": setup.program,
+            "signals": setup.signals,
         }
         command = [sys.executable, "-m", "celery", "-A", "benchmarks.app", "worker"]
         command += ["-P", setup.pool, "-c", str(self._concurrency), "-l", "WARNING"]
@@ -237,8 +238,10 @@ class Worker:
 
     def _children_cpu(self) -> float:
         """Return the CPU seconds of all processes below the worker, with those that have ended."""
-        total = 0.0
-        for process in psutil.Process(self._process.pid).children(recursive=True):
+        worker = psutil.Process(self._process.pid)
+        ended = worker.cpu_times()
+        total: float = ended.children_user + ended.children_system
+        for process in worker.children(recursive=True):
             with suppress(psutil.NoSuchProcess):
                 times = process.cpu_times()
                 total += times.user + times.system + times.children_user + times.children_system
