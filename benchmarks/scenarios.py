@@ -120,16 +120,17 @@ def _external_scenarios(
     workers of its own, because what it leaves behind takes memory.
     """
     scenario = f"external, {broker}, -c {size}"
+    measure = partial(_external, plan, broker, size)
     plain, watched = ("external", "sidecar"), ("external, signals", "sidecar, signals")
-    loads = {"no-op": Load("echo", plan.count(3000))}
-    yield scenario, partial(_external, plan, broker, size, plain, loads)
+    yield scenario, partial(measure, plain, {"no-op": Load("echo", plan.count(3000))})
     if broker != "rabbitmq" or (size != 8 and plan.large):
         return
-    loads = {"no-op": Load("echo", plan.count(1500))}
-    yield f"{scenario}, signals", partial(_external, plan, broker, size, watched, loads)
-    loads = {"no-op, result": Load("echo.stored", plan.count(1500), ignore_result=False)}
-    yield f"{scenario}, results", partial(_external, plan, broker, size, plain, loads)
-    both = partial(_external, plan, broker, size, watched, loads, latency_of="echo.stored")
+    ignored = {"no-op": Load("echo", plan.count(1000))}
+    stored = {"no-op, result": Load("echo.stored", plan.count(1000), ignore_result=False)}
+    if plan.large:
+        yield f"{scenario}, signals", partial(measure, watched, ignored)
+        yield f"{scenario}, results", partial(measure, plain, stored)
+    both = partial(measure, watched, stored, latency_of="echo.stored")
     yield f"{scenario}, signals and results", both
 
 
@@ -164,10 +165,10 @@ def _latency(plan: Plan) -> Values:
 
 
 def _latencies(up: Mapping[str, Worker], plan: Plan, task: str) -> Values:
-    """Measure the time from sending to the result, at 50 jobs a second."""
+    """Measure the time from sending to the result, at 50 jobs a second. First warm up."""
     for number in range(plan.rounds + 1):
         for name, worker in up.items():
-            seconds = worker.latencies(task, plan.count(250), 50)
+            seconds = worker.latencies(task, plan.count(250 if number else 20), 50)
             if number:
                 cuts = statistics.quantiles(seconds, n=100)
                 yield number, name, "p50", cuts[49]
