@@ -379,6 +379,12 @@ class Group:
         return f"<Group {self.name}>"
 
     @property
+    def must_start(self) -> bool:
+        """Whether it has children when the pool starts. With ``--autoscale=10,0``, a group may
+        start without any."""
+        return bool(self.slots) and not self.on_demand
+
+    @property
     def in_service(self) -> int:
         """How many slots have a child that does jobs."""
         return sum(slot.child is not None and slot.child.serves for slot in self.slots)

@@ -110,11 +110,26 @@ class Descriptors:
         if not process.write(line):
             return False
         if process.unwritten and not running.writing:
-            assert process.stdin is not None
-            running.writing = True
-            serve = partial(self._serve, self._on_stdin, running)
-            self._loop.selector.watch(process.stdin, serve, writable=True)
+            self._write_when_there_is_room(running)
         return True
+
+    def _write_when_there_is_room(self, running: RunningChild) -> None:
+        running.writing = True
+        serve = partial(self._serve, self._on_stdin, running)
+        self._loop.selector.watch(running.process.stdin, serve, writable=True)
+
+    def put_off(self, running: RunningChild, line: bytes) -> None:
+        """Write `line` to the child's stdin at the end of this turn, together with others."""
+        process = running.process
+        if not process.unwritten:
+            self._loop.at_rest(partial(self._serve, self._write_rest, running))
+        process.put_off(line)
+
+    def _write_rest(self, running: RunningChild) -> None:
+        if not running.writing:
+            self._on_stdin(running)
+        if running.process.unwritten and not running.writing:
+            self._write_when_there_is_room(running)
 
     def stop_writing(self, running: RunningChild) -> None:
         """Do not go on writing what the pipe has not taken."""

@@ -153,6 +153,11 @@ class Performer:
             return
         process = running.process
         offset = process.written
+        if child.capacity > 1 and process.stdin is not None:
+            # More may follow in this turn, and one system call writes all.
+            self._descriptors.put_off(running, job.request)
+            self._loop.note(self._scheduler.written, child, job, offset)
+            return
         try:
             put = self._descriptors.write(running, job.request)
         finally:
@@ -171,8 +176,7 @@ class Performer:
     def _tell(self, action: actions.Tell) -> None:
         running = self._processes.get(action.child)
         if running is not None:
-            # If it can't be written, the tracer's exit tells why.
-            self._descriptors.write(running, action.line)
+            self._descriptors.put_off(running, action.line)
 
     def _abandon(self, action: actions.Abandon) -> None:
         line = encode_abandon(action.job.task_id, action.revoked)

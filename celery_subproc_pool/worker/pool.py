@@ -124,8 +124,7 @@ class Pool(BasePool, control.Controlled):
     def did_start_ok(self) -> bool:
         """Return whether each group that needs children has one, or has had one that came up."""
         groups = self._must_run().engine.scheduler.groups.values()
-        needed = (group for group in groups if group.slots and not group.on_demand)
-        return all(group.children or group.came_up for group in needed)
+        return all(group.children or group.came_up for group in groups if group.must_start)
 
     def register_with_event_loop(self, loop: Any) -> None:
         """Let kombu's hub `loop` turn the engine; called again after a lost connection."""
