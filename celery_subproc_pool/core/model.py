@@ -38,7 +38,7 @@ scheduler
 standstill
     `Child.due`, `quiet_since`, `warn_at`, `stands_still`.
 traces
-    `Job.trace`, `traces`.
+    `Job.trace`, `traces`. Of a new trace also `request` and `accepted`.
 
 `engine` writes `Child.open_line` and `Child.bad_greeting`. The rest of
 `Group` is configuration and never changes.
