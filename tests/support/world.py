@@ -67,6 +67,7 @@ class World:
         limit: int = 10,
         random: Callable[[], float] = lambda: 1.0,
         boot_slowly: bool = False,
+        on_demand: str = "",
         **kinds: ChildSettings,
     ) -> None:
         #: At 0, children without a handshake have proved themselves.
@@ -79,7 +80,7 @@ class World:
         self.children_boot_slowly = boot_slowly
         self.scheduler = Scheduler(
             {
-                name: Group(name, settings, settings.size_for(limit))
+                name: Group(name, settings, settings.size_for(limit), on_demand=name == on_demand)
                 for name, settings in kinds.items()
             },
             limit,
