@@ -264,14 +264,14 @@ class Scheduler:
         order of arrival, as far as the limit and the children allow."""
         actions: list[Action] = []
         # This is called for each job: what is rare is asked for first.
+        if self._shutdown.closed:
+            actions += self._shutdown.give_up_stranded()
         if self._jobs.orphans or self._jobs.abandoned:
             actions += self._traces.settle(now)
         if self._spawning.asleep:
             actions += self._spawning.wake(now)
         if self._recycling.marked:
             actions += self._spawning.spawn_successors(now)
-        if self._shutdown.closed:
-            actions += self._shutdown.give_up_stranded()
         actions += self._jobs.begin_waiting(now)
         return actions
 

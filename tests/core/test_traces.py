@@ -794,6 +794,60 @@ def test_no_tracer_starts_once_the_worker_stops() -> None:
 # -- the worker stops
 
 
+def world_without_tracers(state: JobState) -> tuple[World, Job]:
+    """A world whose tracers can't start, and a job in `state` whose trace waits."""
+    world = world_of_tracers()
+    if state is JobState.ANSWERED:
+        job, child = world.send(tracing=Tracing.UNLESS_OK)
+        reply(world, child, Error(id="x"))
+    else:
+        job = world.submit()
+    [tracer] = tracers_of(world)
+    world.tell(world.scheduler.exited, tracer, 1, READ_ALL)
+    world.trace(job)
+    assert (job.state, trace_of(job).state) == (state, JobState.QUEUED)
+    return world, job
+
+
+@pytest.mark.parametrize("state", [JobState.RESERVED, JobState.ANSWERED])
+def test_a_job_is_given_up_that_no_tracer_can_trace(state: JobState) -> None:
+    world, job = world_without_tracers(state)
+    tracer = new_child(world.tell(world.scheduler.close))
+    assert ends(world.at(1.0)) == []
+    world.note(world.scheduler.boot_failed, tracer, "no licence")
+    # All of it at once: nothing else may happen.
+    actions = world.perform(world.scheduler.dispatch(world.now))
+    why = "the worker stops, and no child of the group tracers can start: no licence"
+    # Its message may come again without harm only if its child has not begun it.
+    lost = Lost(None, why, stranded=state is JobState.RESERVED)
+    assert [each[:2] for each in lost_with(actions)] == [(job, lost)]
+    assert world.idle()
+    assert world.children()[0].state is ChildState.IDLE
+
+
+def test_a_trace_of_a_job_that_is_given_up_is_over_at_once() -> None:
+    world = world_of_tracers()
+    job = world.submit()
+    trace, child = world.trace(job), child_of(job)
+    tracer = child_of(trace)
+    world.tell(world.scheduler.exited, child, 1, READ_ALL)
+    child = new_child(world.tell(world.scheduler.close))
+    world.note(world.scheduler.exited, child, 1, READ_ALL)
+    actions = world.perform(world.scheduler.dispatch(world.now))
+    assert Abandon(tracer, trace, revoked=False) in actions
+
+
+def test_traces_wait_for_no_limit_when_the_worker_closes() -> None:
+    world = world_on_demand()
+    job = world.submit()
+    world.tell(world.scheduler.trace, job, TASK)
+    world.tell(world.scheduler.shrink, 10)
+    assert ends(world.tell(world.scheduler.close)) == []
+    [tracer] = tracers_of(world)
+    world.tell(world.scheduler.ready, tracer, READY_TO_TRACE, None)
+    assert trace_of(job).child is tracer
+
+
 def test_a_stop_gives_back_what_is_traced() -> None:
     world = world_of_tracers()
     job, child, tracer = world.send_traced()
