@@ -233,6 +233,7 @@ class Jobs:
             return self._lose_trace(job.traces, outcome, child)
         unfinished = trace is not None and trace.state is not JobState.CLOSED
         if trace is not None and unfinished:
+            self._deadlines.clear(trace)
             self.abandoned.append((trace, outcome))
         return [Resolve(job, outcome, culprit or child, unfinished)]
 

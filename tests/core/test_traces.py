@@ -626,6 +626,18 @@ def test_a_traced_job_hands_its_hard_limit_over_to_its_trace() -> None:
     ]
 
 
+def test_the_hard_limit_of_a_job_is_over_once() -> None:
+    world = world_of_tracers(2)
+    job, _, tracer = world.send_traced(timeout=5.0)
+    answer(world, job)
+    world.send_traced("y", timeout=6.0)
+    world.at(5.0)
+    # The tracer is looked at again while it has still to let go of the first one.
+    actions = world.at(6.0)
+    assert [each.task_id for each, _, _ in lost_with(actions)] == ["y"]
+    assert reply(world, tracer, Released(id="x")) == [Finished(job, Released(id="x"))]
+
+
 def test_a_trace_counts_for_no_limit_before_its_job_is_answered() -> None:
     world = world_of_tracers()
     job, child, tracer = world.send_traced(soft_timeout=2.0)
