@@ -46,7 +46,7 @@ class Ending:
             return []
         child, sent = job.child, job.state is JobState.SENT
         actions = self._jobs.resolve(job, Terminated(signum))
-        return actions + self._free(child, job, sent, signum, reason, now)
+        return actions + self.free(child, job, sent, signum, reason, now)
 
     def lose(self, job: Job, lost: Lost, tracer: Child | None, now: float) -> list[Action]:
         """End `job`, whose `tracer` was lost, and what its external child does for it."""
@@ -57,9 +57,9 @@ class Ending:
             lost = replace(lost, stranded=False)
         actions = self._jobs.resolve(job, lost, tracer)
         reason = CancelReason.REVOKED
-        return actions + self._free(child, job, sent, signal.SIGTERM, reason, now)
+        return actions + self.free(child, job, sent, signal.SIGTERM, reason, now)
 
-    def _free(
+    def free(
         self,
         child: Child | None,
         job: Job,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 from ..settings import TRACERS
 from ..wire.messages import CancelReason, Reply
 from ..wire.python import Ask
@@ -24,7 +26,7 @@ class Traces:
         jobs: the jobs, traces included.
         deadlines: of the jobs.
         stopping: releases children.
-        ending: ends jobs whose tracer is lost.
+        ending: ends what external children do for jobs that are over.
         standstill: watches tracers.
     """
 
@@ -93,10 +95,10 @@ class Traces:
         assert job is not None
         actions.append(Finished(job, reply))
         if job.state is not JobState.CLOSED:
-            child = job.child
+            child, sent = job.child, job.state is JobState.SENT
             self._jobs.close(job)
-            if child is not None:
-                actions += self._stopping.release(child, job, now)
+            reason = CancelReason.REVOKED
+            actions += self._ending.free(child, job, sent, signal.SIGTERM, reason, now)
         return actions
 
     # -- what other events have noted

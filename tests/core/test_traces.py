@@ -205,6 +205,19 @@ def test_a_trace_that_does_not_need_the_child_gives_it_back(waits: bool) -> None
     assert waits or (child.state, child.jobs) == (ChildState.IDLE, {})
 
 
+def test_a_trace_that_ends_while_the_child_works_costs_the_child() -> None:
+    """It would answer when it has the next job."""
+    world = world_of_tracers()
+    job, child, tracer = world.send_traced()
+    traced = Traced(id="x")
+    actions = reply(world, tracer, traced)
+    assert ends(actions) == [Finished(job, traced)]
+    assert kills(actions) == [signal.SIGTERM]
+    assert (child.state, child.reason) == (ChildState.STOPPING, "its job was terminated")
+    assert ends(world.tell(world.scheduler.exited, child, -15, READ_ALL)) == []
+    assert world.idle()
+
+
 # -- what a tracer asks for
 
 
