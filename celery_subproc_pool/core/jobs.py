@@ -207,13 +207,12 @@ class Jobs:
         """Note that `job`, which is no trace, ended with `outcome`, in which its child had a part.
         If a tracer has a part in it too, it gets the outcome, and closes the job later."""
         child = job.child
-        self._crashes.clear(job)
         if _needs_tracer(job, outcome):
             job.move(JobState.ANSWERED)
             job.child = None
             self._deadlines.hand_over(job, job.trace)
         else:
-            self.close(job)
+            self.close(job, survived=True)
         return Resolve(job, outcome, child)
 
     def resolve(self, job: Job, outcome: Outcome, culprit: Child | None = None) -> list[Action]:
@@ -250,8 +249,10 @@ class Jobs:
             return self.resolve(job, Lost(None, reason))
         return [self.answer(job, Faulted(reason))]
 
-    def close(self, job: Job) -> None:
-        """Note that `job` is over."""
+    def close(self, job: Job, survived: bool = False) -> None:
+        """Note that `job` is over; `survived` is whether it has crashed no child, and no tracer."""
+        if survived:
+            self._crashes.clear(job)
         if job.state is JobState.QUEUED:
             self._queues.remove(job)
         else:

@@ -96,7 +96,7 @@ class Traces:
         actions.append(Finished(job, reply))
         if job.state is not JobState.CLOSED:
             child, sent = job.child, job.state is JobState.SENT
-            self._jobs.close(job)
+            self._jobs.close(job, survived=True)
             reason = CancelReason.REVOKED
             actions += self._ending.free(child, job, sent, signal.SIGTERM, reason, now)
         return actions

@@ -743,6 +743,53 @@ def test_jobs_in_a_tracer_that_crashes_are_traced_alone_when_they_come_again() -
     assert lost_with(actions) == [(last, Lost(-11, "", crashes=2), tracer)]
 
 
+@pytest.mark.parametrize("state", [JobState.SENT, JobState.ANSWERED])
+def test_a_job_is_suspected_until_its_trace_has_ended(state: JobState) -> None:
+    world = world_of_tracers(max_crashes=3)
+    crashes = []
+    for _ in range(3):
+        job, _, tracer = world.send_traced()
+        if state is JobState.ANSWERED:
+            # Its child has survived it.
+            answer(world, job)
+        [(_, lost, _)] = lost_with(world.tell(world.scheduler.exited, tracer, -11, READ_ALL))
+        assert isinstance(lost, Lost)
+        crashes.append(lost.crashes)
+        next_tracer(world)
+    assert crashes == [0, 0, 3]
+
+
+def test_a_tracer_that_lets_go_of_a_job_does_not_clear_it() -> None:
+    world = world_of_tracers()
+    crashes = []
+    for _ in range(3):
+        _, child, tracer = world.send_traced()
+        [(_, lost, _)] = lost_with(world.tell(world.scheduler.exited, child, -11, READ_ALL))
+        assert isinstance(lost, Lost)
+        crashes.append(lost.crashes)
+        reply(world, tracer, Released(id="x"))
+        world.at(world.now + 60.0)
+    assert crashes == [0, 0, 3]
+
+
+def test_the_end_of_a_trace_clears_a_job() -> None:
+    world = world_of_tracers(max_crashes=2)
+    crashes = []
+    for ends_well in (False, True, False):
+        job, _, tracer = world.send_traced()
+        answer(world, job)
+        if ends_well:
+            reply(world, tracer, Traced(id="x"))
+            continue
+        actions = world.tell(world.scheduler.exited, tracer, -11, READ_ALL)
+        [(_, lost, _)] = lost_with(actions)
+        assert isinstance(lost, Lost)
+        crashes.append(lost.crashes)
+        if not tracer.jobs_done:
+            next_tracer(world)
+    assert crashes == [0, 0]
+
+
 # -- tracers on demand
 
 
