@@ -45,7 +45,7 @@ class Ending:
         if job.state in (JobState.ANSWERED, JobState.CLOSED):
             return []
         child, sent = job.child, job.state is JobState.SENT
-        actions = self._jobs.resolve(job, Terminated(signum))
+        actions = self._jobs.resolve(job, Terminated(signum, reason))
         return actions + self.free(child, job, sent, signum, reason, now)
 
     def lose(self, job: Job, lost: Lost, tracer: Child | None, now: float) -> list[Action]:

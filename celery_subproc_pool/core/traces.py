@@ -123,9 +123,10 @@ class Traces:
             self._jobs.close(trace)
             released = [] if tracer is None else self._stopping.release(tracer, trace, now)
             return [Finished(job, None), *released]
-        revoked = isinstance(outcome, Terminated)
-        reason = CancelReason.REVOKED if revoked else CancelReason.TIME_LIMIT
+        reason = CancelReason.TIME_LIMIT
+        if isinstance(outcome, Terminated):
+            reason = outcome.reason
         grace = tracer.group.settings.cancel_grace
         self._standstill.expect(tracer, trace, now)
         self._jobs.cancel(trace, tracer, reason, grace, "it was told that the job is over", now)
-        return [Abandon(tracer, trace, revoked)]
+        return [Abandon(tracer, trace, revoked=reason is CancelReason.REVOKED)]

@@ -182,13 +182,10 @@ def test_a_trace_needs_no_place_below_the_limit() -> None:
     job = world.submit()
     # The worker may even shrink meanwhile, or lose its broker.
     world.tell(world.scheduler.shrink, 1)
-    world.tell(world.scheduler.terminate, world.submit("y"), 15, CancelReason.SHUTDOWN)
+    other = world.submit("y")
+    world.perform(world.scheduler.terminate(other, 15, world.now, CancelReason.SHUTDOWN))
     assert world.trace(job).state is JobState.SENT
     assert world.scheduler.open_jobs == 1
-
-
-def terminate(world: World, job: Job, reason: CancelReason) -> list[Action]:
-    return world.perform(world.scheduler.terminate(job, signal.SIGTERM, world.now, reason))
 
 
 @pytest.mark.parametrize("waits", [False, True])
@@ -484,6 +481,16 @@ def test_if_a_job_ends_its_tracer_lets_go_of_it(state: JobState, how: str) -> No
     assert (trace.state, tracer.state, tracer.jobs) == (JobState.CLOSED, ChildState.IDLE, {})
     assert tracer in tracer.group.available
     assert (world.idle(), world.at(100.0)) == (True, [])
+
+
+def test_a_job_that_is_ended_because_the_worker_stops_is_not_revoked() -> None:
+    """Celery has stored RETRY, and its message comes again."""
+    world = world_of_tracers()
+    job, _, tracer = world.send_traced()
+    reason = CancelReason.SHUTDOWN
+    actions = world.perform(world.scheduler.terminate(job, 15, world.now, reason)) + world.turn()
+    assert lost_with(actions)[0][1] == Terminated(15, reason)
+    assert Abandon(tracer, trace_of(job), revoked=False) in actions
 
 
 def test_if_a_child_loses_a_job_its_tracer_lets_go_of_it() -> None:
