@@ -7,7 +7,7 @@ import signal
 from . import service, slots
 from .actions import Action, CloseStdin, Forget, Unkillable
 from .jobs import Jobs
-from .model import Cause, Child, ChildState, JobState
+from .model import Cause, Child, ChildState, Job, JobState
 from .outcomes import Lost, describe_exit
 from .replacing import Replacing, cause_of_exit
 from .spawning import Spawning
@@ -70,8 +70,8 @@ class Exits:
             return self._replacing.expect_exit(child, reason, now)
         # It may answer what it has read, within the limits of its jobs.
         actions = self._replacing.replace(child, Cause.EXITED, reason, now, ChildState.BUSY)
-        if not any(job.offset + len(job.request or b"") <= read for job in sent):
-            # It has read no request to its end: it can only exit.
+        if not any(_can_be_done(job, read) for job in sent):
+            # It can only exit.
             stop_timeout = child.group.settings.stop_timeout
             self._stopping.escalate_at(child, now + stop_timeout, terminating=False)
         return actions
@@ -140,6 +140,12 @@ class Exits:
             why = child.reason or _why_not_ready(child)
             return self._replacing.kill_and_replace(child, Cause.NOT_STARTED, why, now)
         return []
+
+
+def _can_be_done(job: Job, read: int) -> bool:
+    """Return whether a child that has read `read` bytes, and reads no more, can do `job`. Of a
+    trace, it would have to be told how it goes on."""
+    return job.traces is None and job.offset + len(job.request or b"") <= read
 
 
 def _why_not_ready(child: Child) -> str:

@@ -33,7 +33,8 @@ has no time limit of its own: when the job is ANSWERED, the trace inherits the h
 when the tracer has let go of the job, or is gone: until then it may store an earlier state.
 
 **If a tracer is lost, so are the jobs that it traces.** Their external children are ended as if the
-jobs were terminated.
+jobs were terminated. A tracer that takes no more lines is ended: it can't be told what children
+answer.
 
 **What may have begun is never given to another child.** Only a RESERVED job goes back to the queue.
 A SENT job becomes RESERVED again if its child has read no byte of the request and will read no

@@ -41,6 +41,7 @@ from tests.support.world import (
     READ_ALL,
     READ_NOTHING,
     READY_TO_TRACE,
+    STOP_TIMEOUT,
     TASK,
     World,
     child_of,
@@ -393,6 +394,23 @@ def test_a_tracer_that_cannot_be_killed_loses_its_jobs() -> None:
     lost = Lost(None, "its child can't be killed: it runs as root")
     assert ends(actions) == [Finished(over, None), Resolve(job, lost, tracer)]
     assert world.idle()
+
+
+def test_a_tracer_that_takes_no_more_lines_has_stop_timeout_to_end_what_it_can() -> None:
+    """It can't be told what children answer: their jobs would never end."""
+    world = world_of_tracers(2)
+    job, _, tracer = world.send_traced()
+    other, _, _ = world.send_traced("other")
+    answer(world, other)
+    actions = world.tell(world.scheduler.unwritten, tracer, "it closed its stdin", READ_ALL)
+    assert ends(actions) == kills(actions) == []
+    assert (tracer.state, tracer.draining) == (ChildState.BUSY, True)
+    traced = Traced(id="other")
+    assert ends(reply(world, tracer, traced)) == [Finished(other, traced)]
+    assert kills(world.at(STOP_TIMEOUT - 0.1)) == []
+    assert kills(world.at(STOP_TIMEOUT)) == [signal.SIGTERM]
+    actions = world.tell(world.scheduler.exited, tracer, 0, READ_ALL)
+    assert lost_with(actions) == [(job, Lost(0, "it closed its stdin"), tracer)]
 
 
 # -- a tracer breaks the protocol
