@@ -114,6 +114,7 @@ class Descriptors:
         return True
 
     def _write_when_there_is_room(self, running: RunningChild) -> None:
+        assert running.process.stdin is not None
         running.writing = True
         serve = partial(self._serve, self._on_stdin, running)
         self._loop.selector.watch(running.process.stdin, serve, writable=True)
