@@ -170,3 +170,4 @@ def _take_greeting(child: Child, greeting: Ready) -> None:
         most = child.group.settings.max_in_flight
         child.capacity = min(most, greeting.max_in_flight or most)
     child.group.announces |= bool(child.tasks)
+    child.group.tells_progress |= Feature.PROGRESS in child.features

@@ -85,6 +85,8 @@ class Jobs:
         """Hand out the jobs that wait, in order of arrival, as far as the limit and the children
         allow. Traces belong to jobs that were handed out before: they need a tracer only."""
         actions: list[Action] = []
+        if not self._queues:
+            return actions
         while pair := self._queues.next_trace():
             actions += self.reserve(*pair, now)
         while self.open < self.limit and self._held_until is None:
@@ -287,7 +289,7 @@ def overruled(job: Job) -> list[Action]:
 def _needs_tracer(job: Job, outcome: Outcome) -> bool:
     if job.tracing is Tracing.UNLESS_OK:
         return not (isinstance(outcome, Answered) and isinstance(outcome.reply, Ok))
-    return job.tracing is Tracing.ALWAYS
+    return job.tracing is not Tracing.NEVER
 
 
 def _is_needless(job: Job) -> bool:

@@ -23,7 +23,7 @@ spawning
 booting
     What the child announced: `Child.name`, `tasks`, `features`, `unknown_features`, `capacity`.
     `Child.pid`, `spawned_at`, `proven`, `has_booted`, `seen_unread`, `boot_deadline`,
-    `startup_grace_until`; `Group.announces`, `came_up`.
+    `startup_grace_until`; `Group.announces`, `tells_progress`, `came_up`.
 recycling
     `Child.jobs_begun`, `jobs_done`, `recycle_factor`, `recycle_after_jobs`, `recycle_reason`,
     `max_age_at`.
@@ -365,6 +365,8 @@ class Group:
     successors: int = field(default=0, init=False)
     #: Whether a child has ever announced tasks.
     announces: bool = field(default=False, init=False)
+    #: Whether a child has ever announced `progress`.
+    tells_progress: bool = field(default=False, init=False)
     #: Whether a child has ever proved that it can start.
     came_up: bool = field(default=False, init=False)
     #: Why the latest child that failed did so; empty once a child has proved itself since.

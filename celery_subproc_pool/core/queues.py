@@ -18,16 +18,18 @@ class Queues:
         groups: the groups by name.
     """
 
-    __slots__ = ("_groups", "_tracers")
+    __slots__ = ("_groups", "_tracers", "waiting")
 
     def __init__(self, groups: dict[str, Group]) -> None:
         self._groups = groups
         #: Looked at for each job: None if there are no tracers.
         self._tracers = groups.get(TRACERS)
+        #: How many jobs wait.
+        self.waiting = 0
 
     def __bool__(self) -> bool:
         """Whether any job waits."""
-        return any(self._all())
+        return bool(self.waiting)
 
     def _all(self) -> Iterator[deque[Job]]:
         return (group.waiting for group in self._groups.values())
@@ -38,15 +40,18 @@ class Queues:
     def add(self, job: Job) -> None:
         """Add a new job."""
         self._of(job).append(job)
+        self.waiting += 1
 
     def put_back(self, job: Job) -> None:
         """Put `job`, which has lost its child, back to its place in the order of arrival."""
         queue = self._of(job)
+        self.waiting += 1
         queue.insert(sum(other.number < job.number for other in queue), job)
 
     def remove(self, job: Job) -> None:
         """Take `job` out of its queue."""
         queue = self._of(job)
+        self.waiting -= 1
         if queue[0] is job:
             # The common case.
             queue.popleft()
@@ -61,6 +66,7 @@ class Queues:
             kept = [job for job in queue if job.accepted]
             queue.clear()
             queue.extend(kept)
+        self.waiting -= len(dropped)
         return dropped
 
     def accepted(self) -> list[Job]:

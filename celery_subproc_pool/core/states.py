@@ -124,6 +124,8 @@ class Tracing(enum.Enum):
     NEVER = "never"
     #: Only if its child answers anything else than `ok`.
     UNLESS_OK = "unless_ok"
+    #: Only when its child has answered.
+    AT_END = "at_end"
     #: From its acceptance on.
     ALWAYS = "always"
 

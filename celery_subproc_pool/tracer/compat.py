@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from types import FunctionType
 from typing import Any
 
 import celery
 from celery import Celery, Task, signals
 from celery.app import trace
+from celery.app.task import Context
 from celery.backends.base import DisabledBackend
 
 from .. import PACKAGE
 from ..signals import child_request
 
-__all__ = ("ignores_result", "is_observed", "may_be_observed")
+__all__ = ("ignores_result", "is_observed", "may_be_observed", "own_headers")
 
 
 def ignores_result(task: Task, request: Mapping[str, Any]) -> bool:
@@ -87,3 +89,21 @@ def _is_silent(function: object) -> bool:
     if type(function) is not FunctionType:
         return False
     return function.__globals__.get("__name__") in _SILENT_MODULES
+
+
+def own_headers(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the headers of a request that are not Celery's own, as a `Context` has them."""
+    headers: Mapping[str, Any] | None = fields.get("headers")
+    if headers is None:
+        return {name: fields[name] for name in _own_names(tuple(fields))}
+    return headers
+
+
+@lru_cache(maxsize=1000)
+def _own_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return those of the `names` of a request's fields that Celery does not know.
+
+    Cached: most requests have the same names, and Celery's own search costs as much as all the
+    rest of a job.
+    """
+    return tuple(Context(dict.fromkeys(names)).headers or ())

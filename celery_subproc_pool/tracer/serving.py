@@ -6,6 +6,7 @@ import faulthandler
 import os
 import signal
 from collections.abc import Iterator
+from time import monotonic
 from types import FrameType
 from typing import Any, BinaryIO, NoReturn
 
@@ -23,7 +24,7 @@ from ..serve import flush_prints, write_all
 from ..wire.json_lines import encode
 from ..wire.messages import Feature
 from ..wire.python import SILENT, Boot, Notice, Released, decode_notice
-from .compat import ignores_result, is_observed, may_be_observed
+from .compat import ignores_result, is_observed, may_be_observed, own_headers
 from .tasks import let_child_run, register
 from .traces import Trace
 
@@ -33,6 +34,9 @@ logger = get_logger(__name__)
 
 #: Bytes that are read at a time.
 READ_BYTES = 1 << 16
+
+#: Seconds that a line for the worker may wait for others, which are sent by the same system call.
+PATIENCE = 0.0002
 
 
 class Tracer:
@@ -57,6 +61,9 @@ class Tracer:
         #: By name: tasks whose body is the exchange with a child.
         self._bound: dict[str, Task] = {}
         self._ends = False
+        #: Lines for the worker that wait for others, and until when.
+        self._unsent: list[bytes] = []
+        self._send_by = 0.0
         signal.signal(signal.SIGTERM, self._on_terminate)
         # If a call hangs, the worker asks by this which one.
         faulthandler.register(signal.SIGUSR1, file=2)
@@ -99,6 +106,7 @@ class Tracer:
             # Progress that is not the latest any more would be stored in vain.
             if notice.progress is None or last[notice.id] is notice:
                 self._hear(notice)
+        self._flush()
 
     def _hear(self, notice: Notice) -> None:
         if notice.payload is not None:
@@ -117,6 +125,9 @@ class Tracer:
 
     def _begin(self, notice: Notice) -> None:
         arguments = task_arguments(notice)
+        headers = arguments[2]
+        # Celery would find them anew for each job, and that costs as much as half of a trace.
+        headers["headers"] = own_headers(headers)
         if notice.exchange is not None:
             self._bind(arguments[0])
         trace = Trace(arguments, notice.exchange, self._send)
@@ -147,7 +158,16 @@ class Tracer:
         self._send(encode(Released(id=trace.task_id)))
 
     def _send(self, line: bytes) -> None:
-        write_all(self._replies, line)
+        """Send `line` to the worker, together with the next ones if they follow at once."""
+        self._unsent.append(line)
+        if monotonic() > self._send_by:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._unsent:
+            write_all(self._replies, b"".join(self._unsent))
+            self._unsent.clear()
+        self._send_by = monotonic() + PATIENCE
 
     def _bind(self, name: str) -> None:
         """Let a child run the task `name`."""

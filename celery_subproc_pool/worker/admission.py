@@ -90,11 +90,12 @@ class Admission:
             job.request = codec.encode_task(job.task_id, job.arguments)
             return
         body = deserialized_body(job.callbacks.error_callback)
-        fast = self.fast_path.request_for(job.arguments, body)
+        stores_earlier = group.tells_progress or bool(self._tasks[job.task_name].track_started)
+        fast = self.fast_path.request_for(job.arguments, stores_earlier, body)
         if fast is None:
             job.tracing = Tracing.ALWAYS
         else:
-            job.tracing = Tracing.UNLESS_OK
+            job.tracing = Tracing.AT_END if fast.stores else Tracing.UNLESS_OK
             job.request, job.fast = fast.line, fast
 
     def trace_request(self, job: PoolJob) -> bytes:

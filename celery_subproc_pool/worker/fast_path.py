@@ -2,17 +2,16 @@
 
 Celery's tracer calls hooks, signals and the result backend around a task. They may block. So a
 tracer does that, another process, and passing the job to it and back costs more than what the child
-does. A task without hooks, without receivers of signals and without a result to store needs none of
-that. On the fast path its request is written as soon as a child is idle, and Celery is told of
-``ok`` with what the tracer would have returned. Other replies (an error, a retry, ...) fall back to
-a tracer: it traces the job with the reply at hand, and no code can see that the trace began late.
+does. A task without hooks and without receivers of signals needs none of that. On the fast path its
+request is written as soon as a child is idle, and Celery is told of ``ok`` with what the tracer
+would have returned. If the result is to be stored, or for any other reply (an error, a retry, ...),
+a tracer traces the job with the reply at hand, and no code can see that the trace began late.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from celery import Celery, Task, signals
@@ -24,7 +23,7 @@ from celery.utils.saferepr import saferepr
 from kombu.serialization import loads, prepare_accept_content
 from kombu.utils.encoding import safe_repr
 
-from ..tracer.compat import ignores_result, is_observed, may_be_observed
+from ..tracer.compat import ignores_result, is_observed, may_be_observed, own_headers
 from ..tracer.tasks import payload
 from ..wire.messages import encode_request
 from .compat import as_current
@@ -39,6 +38,8 @@ class FastRequest(NamedTuple):
     line: bytes
     #: The request's fields, as the tracer would have them in a `Context`.
     fields: dict[str, Any]
+    #: Whether the result is to be stored.
+    stores: bool
 
     @property
     def context(self) -> Context:
@@ -66,12 +67,15 @@ class FastPath:
         #: Whether the tracers say that nobody watches tasks there.
         self.tracers_are_silent = False
 
-    def request_for(self, arguments: Sequence[Any], body: Any = None) -> FastRequest | None:
+    def request_for(
+        self, arguments: Sequence[Any], stores_earlier: bool = False, body: Any = None
+    ) -> FastRequest | None:
         """Return the request of a job, if the job can take the fast path.
 
         Arguments:
             arguments: the tracer's: the task's name and id, the request's headers, the body, its
                 content type and encoding.
+            stores_earlier: whether a state may have to be stored before the last one.
             body: the body, if Celery has deserialized it already.
 
         Returns:
@@ -86,11 +90,12 @@ class FastPath:
             fields = self._fields(arguments, body)
             if fields is None:
                 return None
-            if not ignores_result(task, fields):
+            stores = not ignores_result(task, fields)
+            if stores and stores_earlier:
                 return None
             args, kwargs = fields["args"], fields["kwargs"]
-            message = payload(name, fields, _own_headers(fields), args, kwargs)
-            return FastRequest(encode_request(task_id, message), fields)
+            message = payload(name, fields, own_headers(fields), args, kwargs)
+            return FastRequest(encode_request(task_id, message), fields, stores)
         except Exception:
             return None
 
@@ -177,21 +182,3 @@ def expects_traces(app: Celery, names: Iterable[str]) -> bool:
         or bool(signals.worker_process_init.receivers)
         or any(may_be_observed(app, task) or not ignores_result(task, {}) for task in tasks)
     )
-
-
-def _own_headers(fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the headers of a request that are not Celery's own, as a `Context` has them."""
-    headers: Mapping[str, Any] | None = fields.get("headers")
-    if headers is None:
-        return {name: fields[name] for name in _own_names(tuple(fields))}
-    return headers
-
-
-@lru_cache(maxsize=1000)
-def _own_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return those of the `names` of a request's fields that Celery does not know.
-
-    Cached: most requests have the same names, and Celery's own search costs as much as all the
-    rest of a job.
-    """
-    return tuple(Context(dict.fromkeys(names)).headers or ())

@@ -225,7 +225,7 @@ class Runner:
             self._conclude(job, partial(self._report, job, result, facts, None))
 
     def _take_answer(self, job: PoolJob, answer: Answer) -> None:
-        if job.fast is not None and isinstance(answer.reply, Ok):
+        if job.tracing is Tracing.UNLESS_OK and isinstance(answer.reply, Ok):
             runtime = time.monotonic() - job.begun_at
             report = partial(self._report_success, job, answer.reply.result, runtime)
             self._conclude(job, report)
