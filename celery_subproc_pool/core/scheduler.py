@@ -117,6 +117,10 @@ class Scheduler:
         """`job`, which is accepted or ANSWERED, is to be traced. `request` is for its tracer."""
         return self._traces.begin(job, request, now)
 
+    def follow_up(self, job: Job, request: bytes, now: float) -> list[Action]:
+        """Celery is about to be told that `job` is over. A tracer is to do `request` before."""
+        return self._traces.follow_up(job, request, now)
+
     def give_up(self, job: Job, reason: str, now: float) -> list[Action]:
         """`job` can't be brought to its end, for `reason`."""
         return self._ending.lose(job, Lost(None, reason), None, now)

@@ -50,15 +50,23 @@ class Traces:
         """Have `job` traced, unless it is over. `request` is for its tracer."""
         if job.state is JobState.CLOSED:
             return []
+        self._add(job, request, now)
+        if job.state is JobState.ANSWERED:
+            self._deadlines.hand_over(job, job.trace)
+        return []
+
+    def follow_up(self, job: Job, request: bytes, now: float) -> list[Action]:
+        """Have a tracer do `request` about `job`, which is over, before Celery is told of it."""
+        self._add(job, request, now)
+        return []
+
+    def _add(self, job: Job, request: bytes, now: float) -> None:
         trace = Job(job.task_id, job.task_name, TRACERS, timeout=job.timeout, retries=job.retries)
         trace.request = request
         # Celery is not told of it, and no shutdown drops it: its job was accepted.
         trace.accepted = True
         trace.traces, job.trace = job, trace
         self._jobs.add(trace, now)
-        if job.state is JobState.ANSWERED:
-            self._deadlines.hand_over(job, trace)
-        return []
 
     def written(self, trace: Job, tracer: Child, now: float) -> None:
         """`trace` was written to `tracer`."""

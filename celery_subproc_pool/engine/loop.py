@@ -157,8 +157,8 @@ class Loop:
         return question() if answer.cancel() else answer.result()
 
     def wake(self) -> None:
-        """Make a `turn` that waits return, from any thread. Once closed, do nothing: a tracing
-        thread may outlive the worker's pool."""
+        """Make a `turn` that waits return, from any thread. Once closed, do nothing: the thread may
+        outlive the worker's pool."""
         self.selector.wake()
 
     @property

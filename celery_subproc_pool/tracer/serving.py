@@ -112,6 +112,10 @@ class Tracer:
         if notice.payload is not None:
             self._begin(notice)
             return
+        if notice.probe is not None:
+            _probe(self._app, notice.probe, notice.id)
+            self._send(encode(Released(id=notice.id)))
+            return
         trace = self._waiting.get(notice.id)
         if trace is None:
             # It has ended meanwhile.
@@ -189,6 +193,15 @@ def _batches(requests: BinaryIO) -> Iterator[list[bytes]]:
         *lines, begun = (begun + data).split(b"\n")
         if lines:
             yield lines
+
+
+def _probe(app: Celery, name: str, task_id: str) -> None:
+    """Return when the result backend of the task `name` has answered, or has failed."""
+    backend = app.tasks[name].backend if name in app.tasks else app.backend
+    try:
+        backend.get_state(task_id)
+    except Exception as exc:
+        logger.warning("The result backend does not answer (for %s[%s]): %r", name, task_id, exc)
 
 
 def _store_revoked(task: Task, request: Any) -> None:

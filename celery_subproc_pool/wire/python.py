@@ -192,6 +192,9 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     answer: Answer | None = None
     #: The job has ended in another way; whether it was revoked.
     abandon: bool | None = None
+    #: Instead of `payload`: the name of the task. The tracer looks whether the result backend
+    #: answers, and replies then.
+    probe: str | None = None
 
 
 # -- what a tracer writes

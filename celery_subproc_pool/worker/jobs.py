@@ -52,7 +52,7 @@ class PoolJob(Job):
         callbacks: tell Celery what becomes of the job.
     """
 
-    __slots__ = ("_owner", "arguments", "callbacks", "ending", "fast", "pid")
+    __slots__ = ("_owner", "arguments", "callbacks", "ending", "fast", "pid", "probes")
 
     def __init__(self, owner: Owner, arguments: Sequence[Any], callbacks: Callbacks) -> None:
         retries = arguments[2].get("retries")
@@ -72,6 +72,8 @@ class PoolJob(Job):
         #: If it ended before its trace: tells Celery of that, when the trace is over. To be called
         #: with what the tracer said at last.
         self.ending: Callable[[Reply | None], None] | None = None
+        #: Whether a tracer is to look whether the result backend answers, before `ending`.
+        self.probes = False
         self._owner = owner
 
     def terminate(self, signum: int | str | None = None) -> None:

@@ -23,7 +23,7 @@ from celery.worker import state
 
 from ..core.actions import Change, Started
 from ..core.model import Child, JobState, Tracing
-from ..core.outcomes import ChildFacts, Outcome, TimedOut
+from ..core.outcomes import ChildFacts, Lost, Outcome, TimedOut
 from ..core.scheduler import Scheduler
 from ..engine.supervisor import Supervisor
 from ..settings import PYTHON, TRACERS
@@ -35,7 +35,7 @@ from .admission import Admission
 from .calls import CallJob
 from .events import ChildNews
 from .jobs import Callbacks, PoolJob
-from .requests import is_cancelled, is_tracer, store_revoked_again
+from .requests import is_cancelled, is_tracer, store_revoked_again, stores_failure
 from .slots import Slots
 
 __all__ = ("Runner",)
@@ -219,10 +219,16 @@ class Runner:
             answer = reporting.answer_for_tracer(job, result, facts)
         if answer is not None:
             self._take_answer(job, answer)
-        elif unfinished:
-            job.ending = partial(self._report, job, result, facts)
         else:
-            self._conclude(job, partial(self._report, job, result, facts, None))
+            job.ending = partial(self._report, job, result, facts)
+            job.probes = _needs_probe(job, result)
+            if not unfinished:
+                self.finished(job, None)
+
+    def _probe(self, job: PoolJob) -> None:
+        """Have a tracer look whether the result backend answers. `finished` follows."""
+        probe = encode(Notice(id=job.task_id, probe=job.task_name))
+        self.engine.post(self._scheduler.follow_up, job, probe)
 
     def _take_answer(self, job: PoolJob, answer: Answer) -> None:
         if job.tracing is Tracing.UNLESS_OK and isinstance(answer.reply, Ok):
@@ -259,9 +265,13 @@ class Runner:
         self.engine.post(self._scheduler.give_up, job, repr(error))
 
     def finished(self, job: PoolJob, reply: Reply | None) -> None:
-        """Tell Celery how `job` ended, whose trace is over."""
+        """Tell Celery how `job` ended, whose trace is over, or which has had none."""
         if job not in self.slots.jobs:
             # It was given up.
+            return
+        if job.probes and not isinstance(reply, Traced):
+            job.probes = False
+            self._probe(job)
             return
         # The job must not refer to itself, or only the garbage collector could free it.
         ending, job.ending = job.ending, None
@@ -293,3 +303,12 @@ class Runner:
         # `should_terminate` would make the exit status 0. There is nothing to wait for.
         state.should_stop = EX_FAILURE
         self.slots.close()
+
+
+def _needs_probe(job: PoolJob, result: Outcome) -> bool:
+    """Return whether the worker is about to store that an external job has failed. If the backend
+    hangs, it is to hold up a tracer, and not the worker."""
+    failed = isinstance(result, TimedOut) or (isinstance(result, Lost) and not result.stranded)
+    if not failed or job.tracing is Tracing.NEVER or state.should_terminate:
+        return False
+    return stores_failure(job)
