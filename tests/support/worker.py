@@ -41,6 +41,7 @@ class Project:
         directory: where.
         broker: the broker's URL; the filesystem transport if None.
         workers_broker: the URL for workers, if they connect in another way.
+        workers_backend: the same for the result backend.
         backend: the result backend's URL; the filesystem backend if None.
         conf: the rest of the configuration.
         code: more Python, after the app is made.
@@ -54,6 +55,7 @@ class Project:
         conf: Mapping[str, Any] | None = None,
         code: str = "",
         workers_broker: str | None = None,
+        workers_backend: str | None = None,
     ) -> None:
         self.directory = directory
         #: The worker's name, so that a remote control command need not wait for others.
@@ -82,7 +84,7 @@ class Project:
         self._write(
             code,
             broker=workers_broker or broker or "filesystem://",
-            backend=backend or results,
+            backend=workers_backend or backend or results,
             conf=full,
         )
 
