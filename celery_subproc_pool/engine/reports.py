@@ -138,8 +138,8 @@ def stranded(event: Stranded) -> None:
 def stands_still(event: StandsStill) -> None:
     """Log that a tracer says nothing."""
     logger.warning(
-        "Child %s stands still: it has said nothing for %.0f s, and these jobs wait for it: %s. What"
-        " it calls hangs: the result backend, a hook of a task, or a receiver of a signal. The worker"
+        "Child %s stands still: it has said nothing for %.0f s, and these jobs wait for it: %s."
+        " What it calls hangs: the result backend, a hook, or a receiver of a signal. The worker"
         " and other tracers go on. Its stderr shows next which code it runs",
         _name(event.child),
         event.seconds,
