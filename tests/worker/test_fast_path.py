@@ -19,7 +19,6 @@ from celery._state import get_current_task
 from celery.app.task import Context
 from celery.app.trace import (
     build_tracer,
-    fast_trace_task,
     reset_worker_optimizations,
     setup_worker_optimizations,
 )
@@ -83,12 +82,11 @@ def arguments(app: Celery, *args: Any, **options: Any) -> tuple[Any, ...]:
 
 
 def fast_path(app: Celery) -> FastPath:
-    tracked = {name: bool(task.track_started) for name, task in app.tasks.items()}
-    return FastPath(app, "me@here", tracked)
+    return FastPath(app, "me@here")
 
 
-def is_fast(app: Celery, *args: Any, tells_progress: bool = False, **options: Any) -> bool:
-    return fast_path(app).request_for(arguments(app, *args, **options), tells_progress) is not None
+def is_fast(app: Celery, *args: Any, stores_earlier: bool = False, **options: Any) -> bool:
+    return fast_path(app).request_for(arguments(app, *args, **options), stores_earlier) is not None
 
 
 def test_the_request_is_the_one_that_a_trace_would_make() -> None:
@@ -205,36 +203,7 @@ def test_since_celery_5_7_the_request_says_whether_its_result_is_ignored() -> No
 def test_states_before_the_last_are_stored_by_a_tracer(ignored: bool) -> None:
     app = app_with()
     app.tasks["it"].ignore_result = ignored
-    assert is_fast(app, ignore_result=ignored, tells_progress=True) == ignored
-    app.tasks["it"].track_started = True
-    assert is_fast(app, ignore_result=ignored) == ignored
-
-
-def test_what_is_stored_is_what_a_tracer_stores() -> None:
-    app = app_with(Task, result_extended=True)
-    task = app.tasks["it"]
-    task.ignore_result = False
-    task.run = lambda *args: {"total": 3}
-    options: dict[str, Any] = {"ignore_result": False, "group_id": "g", "parent_id": "p"}
-    given = arguments(app, 1, "two", **options)
-    stored = fast_path(app)
-    request = stored.request_for(given, False)
-    assert request is not None
-    assert request.stores
-    stored.store(request, {"total": 3})
-    ours = dict(app.backend.get_task_meta(given[1]))
-    name, task_id, headers, body, content_type, encoding = arguments(app, 1, "two", **options)
-    setup_worker_optimizations(app, "me@here")
-    try:
-        task.__trace__ = build_tracer(name, task, app=app)
-        fast_trace_task(name, task_id, headers, body, content_type, encoding)
-    finally:
-        reset_worker_optimizations(app)
-    theirs = dict(app.backend.get_task_meta(task_id))
-    for meta in (ours, theirs):
-        del meta["date_done"], meta["task_id"]
-    assert ours == theirs
-    assert ours["result"] == {"total": 3}
+    assert is_fast(app, ignore_result=ignored, stores_earlier=True) == ignored
 
 
 @pytest.mark.parametrize("hook", ["before_start", "on_success", "after_return"])
