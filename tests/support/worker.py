@@ -30,6 +30,9 @@ app.conf.broker_connection_retry_on_startup = True
 """
 
 
+#: In the command line of a tracer.
+TRACER = "celery_subproc_pool.tracer.main"
+
 #: Options that make a worker ready sooner.
 QUICK_START = ("--without-mingle", "--without-gossip")
 
@@ -206,13 +209,20 @@ class Worker:
         return self.process.wait(DEADLINE)
 
     def children(self) -> list[psutil.Process]:
-        """Return the pool's children: the worker's, without the guardian."""
+        """Return the pool's children: the worker's, without the guardian and without tracers."""
+        return [child for child, words in self._processes() if not _is_helper(words)]
+
+    def tracers(self) -> list[psutil.Process]:
+        """Return the pool's tracers."""
+        return [child for child, words in self._processes() if TRACER in words]
+
+    def _processes(self) -> list[tuple[psutil.Process, list[str]]]:
+        """Return the worker's child processes, each with its command line."""
         found = []
         for child in psutil.Process(self.process.pid).children():
             # It may have just ended.
             with suppress(psutil.Error):
-                if not any(word.endswith("guardian.py") for word in child.cmdline()):
-                    found.append(child)
+                found.append((child, child.cmdline()))
         return found
 
     def stats(self) -> dict[str, Any]:
@@ -223,6 +233,10 @@ class Worker:
         [node] = json.loads(done.stdout[done.stdout.index("{") :]).values()
         pool: dict[str, Any] = node["pool"]
         return pool
+
+
+def _is_helper(words: list[str]) -> bool:
+    return TRACER in words or any(word.endswith("guardian.py") for word in words)
 
 
 def _control_terminal() -> None:
