@@ -20,7 +20,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from celery_subproc_pool.core.actions import (
     Accept,
     Action,
-    Finished,
     Forget,
     Kill,
     Measure,
@@ -31,7 +30,7 @@ from celery_subproc_pool.core.actions import (
     Write,
 )
 from celery_subproc_pool.core.model import Child, ChildState, Group, Job, JobState
-from celery_subproc_pool.core.outcomes import Answered, Faulted, Lost, SoftTimedOut
+from celery_subproc_pool.core.outcomes import Answered, Lost
 from celery_subproc_pool.core.scheduler import Scheduler
 from celery_subproc_pool.settings import ChildSettings
 from celery_subproc_pool.wire.messages import Error, Log, Ok, Progress, Ready, Reply
@@ -115,8 +114,8 @@ def greeting(child: Child) -> Ready:
 class World(RuleBasedStateMachine):
     """See this module's docstring."""
 
-    #: The groups that there are; None is the worker itself.
-    groups: tuple[str | None, ...] = (*KINDS, None)
+    #: The groups that there are.
+    groups: tuple[str, ...] = tuple(KINDS)
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,12 +137,7 @@ class World(RuleBasedStateMachine):
         self.next_write = "written"
         self.processes: list[Process] = []
         self.jobs: list[Job] = []
-        #: Jobs by what their tracers are at.
-        self.preparing: list[Job] = []
-        self.exchanging: list[Job] = []
-        self.concluding: list[Job] = []
         self.accepts: Counter[Job] = Counter()
-        self.answers: Counter[Job] = Counter()
         self.ends: Counter[Job] = Counter()
         self.answered: dict[Job, Reply] = {}
         self.writes: Counter[tuple[Job, Child]] = Counter()
@@ -162,20 +156,9 @@ class World(RuleBasedStateMachine):
                 self.answered[action.job] = action.outcome.reply
             if isinstance(action, Accept):
                 self.accepts[action.job] += 1
-            elif self.is_answer(action):
-                self.answers[action.job] += 1
-            elif isinstance(action, (Resolve, Finished)):
+            elif isinstance(action, Resolve):
                 self.ends[action.job] += 1
         self.pending.extend(actions)
-
-    @staticmethod
-    def is_answer(action: Action) -> bool:
-        """Whether a tracer here goes on with the outcome."""
-        return (
-            isinstance(action, Resolve)
-            and isinstance(action.outcome, (Answered, Faulted, SoftTimedOut))
-            and action.job.traced_here
-        )
 
     def by_process(self, event: Event, *arguments: Any) -> None:
         """An event that a descriptor tells: the first thing in a turn."""
@@ -231,8 +214,6 @@ class World(RuleBasedStateMachine):
             self.look(action)
         elif isinstance(action, Write):
             self.write(action.child, action.job)
-        elif isinstance(action, Accept) and action.job.traced_here:
-            self.preparing.append(action.job)
         elif isinstance(action, Resolve):
             self.settle(action)
         elif isinstance(action, Kill) and action.signum == signal.SIGKILL:
@@ -289,20 +270,14 @@ class World(RuleBasedStateMachine):
             self.written_to[job] = child
 
     def settle(self, action: Resolve) -> None:
-        """What an outcome means to the tracer: go on with it, or be abandoned."""
+        """Look at an outcome."""
         job = action.job
         if isinstance(action.outcome, Lost) and job.group == "fixed":
             unread = action.outcome.status is None
             # More than one, if a job of the same id has crashed a child of another group.
             assert bool(action.outcome.crashes) != unread
-        if job in self.exchanging:
-            self.exchanging.remove(job)
-            if self.is_answer(action):
-                self.concluding.append(job)
-        else:
-            assert not self.is_answer(action), "nobody waits for it"
 
-    # -- what jobs and tracers do
+    # -- what jobs do
 
     @rule(
         pick=PICK,
@@ -325,44 +300,13 @@ class World(RuleBasedStateMachine):
         if turn:
             self.end_turn()
 
-    def submit_one(
-        self, group: str | None, timeout: float | None, soft_timeout: float | None
-    ) -> None:
-        traced_here = group != "tracing"
+    def submit_one(self, group: str, timeout: float | None, soft_timeout: float | None) -> None:
         # Some messages are delivered again while their job goes on.
         task_id = str(len(self.jobs) // 2)
-        job = Job(task_id, "task", group, timeout, soft_timeout, traced_here)
-        if not traced_here:
-            job.request = REQUEST
+        job = Job(task_id, "task", group, timeout, soft_timeout)
+        job.request = REQUEST
         self.jobs.append(job)
         self.by_thread(self.scheduler.submit, job)
-
-    @precondition(lambda self: any(job.group for job in self.preparing))
-    @rule(pick=PICK, count=st.sampled_from([1, 9, 9]), turn=st.booleans())
-    def provide(self, pick: int, count: int, turn: bool) -> None:
-        able = [job for job in self.preparing if job.group]
-        start = pick % len(able)
-        for job in able[start : start + count]:
-            self.preparing.remove(job)
-            if job.state is not JobState.CLOSED:
-                self.exchanging.append(job)
-            self.by_thread(self.scheduler.provide, job, REQUEST)
-        if turn:
-            self.end_turn()
-
-    @precondition(lambda self: self.preparing)
-    @rule(pick=PICK, turn=st.booleans())
-    def finish_without_a_child(self, pick: int, turn: bool) -> None:
-        self.by_thread(self.scheduler.finish, self.preparing.pop(pick % len(self.preparing)))
-        if turn:
-            self.end_turn()
-
-    @precondition(lambda self: self.concluding)
-    @rule(pick=PICK, turn=st.booleans())
-    def finish(self, pick: int, turn: bool) -> None:
-        self.by_thread(self.scheduler.finish, self.concluding.pop(pick % len(self.concluding)))
-        if turn:
-            self.end_turn()
 
     @precondition(lambda self: self.jobs)
     @rule(pick=PICK, signum=st.sampled_from((signal.SIGTERM, signal.SIGUSR1)), turn=st.booleans())
@@ -575,7 +519,6 @@ class World(RuleBasedStateMachine):
     @invariant()
     def each_job_ends_at_most_once(self) -> None:
         assert all(count == 1 for count in self.accepts.values())
-        assert all(count == 1 for count in self.answers.values())
         assert all(count == 1 for count in self.ends.values())
 
     @invariant()
@@ -732,12 +675,7 @@ class World(RuleBasedStateMachine):
         )
 
     def at_work(self) -> bool:
-        return bool(
-            self.preparing
-            or self.exchanging
-            or self.concluding
-            or any(each.killed or each.asked or each.boots for each in self.processes)
-        )
+        return any(each.killed or each.asked or each.boots for each in self.processes)
 
     def let_all_go_well(self) -> None:
         for process in [process for process in self.processes if process.killed]:
@@ -753,15 +691,6 @@ class World(RuleBasedStateMachine):
                 process.boots = False
                 self.by_process(self.scheduler.ready, process.child, greeting(process.child), None)
         self.end_turn()
-        for job in self.preparing[:]:
-            self.preparing.remove(job)
-            if job.group is None or job.state is JobState.CLOSED:
-                self.by_thread(self.scheduler.finish, job)
-            else:
-                self.exchanging.append(job)
-                self.by_thread(self.scheduler.provide, job, REQUEST)
-        while self.concluding:
-            self.by_thread(self.scheduler.finish, self.concluding.pop())
 
 
 class ManyJobsWorld(World):

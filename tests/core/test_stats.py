@@ -82,6 +82,7 @@ def test_rows() -> None:
             "task": {"name": job.task_name, "id": "x", "seconds": 10.0},
             "in_flight": 1,
             "name": None,
+            "stands_still": None,
             "last_exit": None,
         },
         {
@@ -95,6 +96,7 @@ def test_rows() -> None:
             "task": None,
             "in_flight": 0,
             "name": None,
+            "stands_still": None,
             "last_exit": {"pid": 102, "seconds": 10.0, "reason": "it exited: exitcode 3"},
         },
         {
@@ -108,6 +110,7 @@ def test_rows() -> None:
             "task": None,
             "in_flight": 0,
             "name": None,
+            "stands_still": None,
             "last_exit": None,
         },
     ]

@@ -472,15 +472,15 @@ def job_with_trace(world: World, state: JobState, **limits: float) -> Job:
 def test_if_a_job_ends_its_tracer_lets_go_of_it(state: JobState, how: str) -> None:
     world = world_of_tracers()
     [tracer] = tracers_of(world)
-    job = job_with_trace(world, state, timeout=5.0)
+    job = job_with_trace(world, state, timeout=4.0)
     trace, child = trace_of(job), child_of(job)
     outcome: Outcome
     if how == "terminated":
         outcome = Terminated(signal.SIGTERM)
         actions = world.note(world.scheduler.terminate, job, signal.SIGTERM)
     elif how == "timed out":
-        outcome = TimedOut(5.0)
-        world.now = 5.0
+        outcome = TimedOut(4.0)
+        world.now = 4.0
         actions = world.scheduler.tick(world.now)
     else:
         outcome = Lost(None, "a bug")

@@ -11,10 +11,12 @@ import msgspec
 from celery_subproc_pool.core.actions import (
     Action,
     Finished,
+    GoesOn,
     Kill,
     Report,
     Resolve,
     Spawn,
+    StandsStill,
     Started,
     Write,
 )
@@ -77,6 +79,8 @@ class World:
         #: The event that answers a `Write`.
         self.writes = "written"
         self.started: list[Child] = []
+        #: What the log was told of tracers that stand still.
+        self.standstills: list[StandsStill | GoesOn] = []
         self.children_boot_slowly = boot_slowly
         self.scheduler = Scheduler(
             {
@@ -90,12 +94,16 @@ class World:
         self.at(0.0)
 
     def perform(self, actions: list[Action]) -> list[Action]:
-        """Answer each `Spawn` and `Write`. Return all actions that followed, except `Started`."""
+        """Answer each `Spawn` and `Write`. Return all actions that followed, except `Started` and
+        those about tracers that stand still."""
         todo, done = deque(actions), []
         while todo:
             action = todo.popleft()
             if isinstance(action, Started):
                 self.started.append(action.child)
+                continue
+            if isinstance(action, (StandsStill, GoesOn)):
+                self.standstills.append(action)
                 continue
             done.append(action)
             if isinstance(action, Spawn):
