@@ -10,6 +10,7 @@ from celery_subproc_pool import config
 from celery_subproc_pool.core import actions, model, outcomes
 from celery_subproc_pool.core.outcomes import ChildFacts
 from celery_subproc_pool.core.scheduler import Scheduler
+from celery_subproc_pool.core.states import Tracing
 from celery_subproc_pool.engine.supervisor import Supervisor
 from celery_subproc_pool.wire import messages
 from tests.support.basics import python_child, wait_for
@@ -75,13 +76,20 @@ class Engine:
     def accepted(self, job: model.Job, child: model.Child | None, now: float) -> None:
         self.accepted_pids.setdefault(job, []).append(child.pid if child is not None else None)
 
-    def resolved(self, job: model.Job, outcome: outcomes.Outcome, facts: ChildFacts | None) -> None:
+    def resolved(
+        self,
+        job: model.Job,
+        outcome: outcomes.Outcome,
+        facts: ChildFacts | None,
+        unfinished: bool,
+    ) -> None:
+        assert not unfinished, "no job is traced"
         assert job not in self.outcomes, "a job was resolved twice"
         self.outcomes[job] = outcome
         self.facts[job] = facts
 
-    def finished(self, job: model.Job) -> None:
-        pass
+    def finished(self, job: model.Job, reply: messages.Reply | None) -> None:
+        raise AssertionError("no job is traced")
 
     def soft_timed_out(self, job: model.Job, told: bool) -> None:
         self.soft.append((job, told))
@@ -114,37 +122,31 @@ class Engine:
 
         return wait_for(turned, what)
 
-    def submit(self, task_id: str = "job", soft_timeout: float | None = None) -> model.Job:
-        """Submit a job, without a request yet."""
-        job = model.Job(task_id, "some.task", "default", self.timeout, soft_timeout)
+    def submit(
+        self, line: bytes, task_id: str = "job", soft_timeout: float | None = None
+    ) -> model.Job:
+        """Submit a job with the request `line`. It is not traced."""
+        job = model.Job(
+            task_id, "some.task", "default", self.timeout, soft_timeout, tracing=Tracing.NEVER
+        )
+        job.request = line
         self.supervisor.post(self.supervisor.scheduler.submit, job)
         return job
 
-    def request(self, job: model.Job, *args: Any) -> None:
-        """Provide the request of `job`, as its tracer would."""
-        line = messages.encode_request(job.task_id, {"task": job.task_name, "args": args})
-        self.supervisor.post(self.supervisor.scheduler.provide, job, line)
-
     def begin(self, *args: Any, task_id: str = "job", **options: Any) -> model.Job:
-        """Submit a job with its request. Return it."""
-        job = self.current = self.submit(task_id, **options)
-        self.request(job, *args)
+        """Submit a job with these arguments. Return it."""
+        line = messages.encode_request(task_id, {"task": "some.task", "args": args})
+        job = self.current = self.submit(line, task_id, **options)
         return job
 
     def outcome_of(self, job: model.Job) -> outcomes.Outcome:
-        """Turn the engine until `job` is resolved, and finish it. Return its outcome."""
+        """Turn the engine until `job` is resolved. Return its outcome."""
         self.turn_until(lambda: job in self.outcomes, f"the outcome of {job}")
-        self.supervisor.post(self.supervisor.scheduler.finish, job)
         return self.outcomes[job]
 
     def run(self, *args: Any, task_id: str = "job") -> outcomes.Outcome:
         """Do one job. Return its outcome."""
         return self.outcome_of(self.begin(*args, task_id=task_id))
-
-    def abandon_request(self) -> None:
-        """Finish the current job without a request, as if its tracer had failed."""
-        assert self.current is not None
-        self.supervisor.post(self.supervisor.scheduler.finish, self.current)
 
 
 def exit_status(outcome: outcomes.Outcome) -> int | None:

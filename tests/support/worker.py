@@ -30,6 +30,9 @@ app.conf.broker_connection_retry_on_startup = True
 """
 
 
+#: The module that tracers run.
+TRACER = "celery_subproc_pool.tracer.main"
+
 #: Options that make a worker ready sooner.
 QUICK_START = ("--without-mingle", "--without-gossip")
 
@@ -206,12 +209,21 @@ class Worker:
         return self.process.wait(DEADLINE)
 
     def children(self) -> list[psutil.Process]:
-        """Return the pool's children: the worker's, without the guardian."""
+        """Return the pool's children: the worker's, without the guardian and without tracers."""
+        return self._processes(tracers=False)
+
+    def tracers(self) -> list[psutil.Process]:
+        """Return the pool's tracers."""
+        return self._processes(tracers=True)
+
+    def _processes(self, tracers: bool) -> list[psutil.Process]:
         found = []
         for child in psutil.Process(self.process.pid).children():
             # It may have just ended.
             with suppress(psutil.Error):
-                if not any(word.endswith("guardian.py") for word in child.cmdline()):
+                words = child.cmdline()
+                is_guardian = any(word.endswith("guardian.py") for word in words)
+                if not is_guardian and (TRACER in words) == tracers:
                     found.append(child)
         return found
 
