@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from celery import Celery, Task
+from celery import Celery, Task, _state
 
 from celery_subproc_pool import SubprocTask
 from celery_subproc_pool.python_child.recipes import make_task, outline_of, recipe_of
@@ -17,8 +17,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:\\s*The 'priority' task attribut
 
 @pytest.fixture
 def app() -> Iterator[Celery]:
+    """Return an app. What recipes make is shared with all apps of a process: undo that."""
+    finalizers = set(_state._on_app_finalizers)
     with Celery("recipes", set_as_current=False) as app:
         yield app
+    _state._on_app_finalizers.clear()
+    _state._on_app_finalizers.update(finalizers)
 
 
 def test_only_a_task_whose_code_can_be_imported_has_a_recipe(app: Celery) -> None:
