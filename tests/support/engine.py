@@ -10,7 +10,6 @@ from celery_subproc_pool import config
 from celery_subproc_pool.core import actions, model, outcomes
 from celery_subproc_pool.core.outcomes import ChildFacts
 from celery_subproc_pool.core.scheduler import Scheduler
-from celery_subproc_pool.core.states import Tracing
 from celery_subproc_pool.engine.supervisor import Supervisor
 from celery_subproc_pool.wire import messages
 from tests.support.basics import python_child, wait_for
@@ -55,7 +54,6 @@ class Engine:
         self.progress: list[tuple[model.Job, dict[str, Any]]] = []
         self.overruled_jobs: list[model.Job] = []
         self.changes: list[actions.Change] = []
-        self.current: model.Job | None = None
         more = {} if environ is None else {"environ": environ}
         self.supervisor = Supervisor(Scheduler({"default": group}, limit or size), self, **more)
 
@@ -73,8 +71,8 @@ class Engine:
 
     # -- performer.Listener
 
-    def accepted(self, job: model.Job, child: model.Child | None, now: float) -> None:
-        self.accepted_pids.setdefault(job, []).append(child.pid if child is not None else None)
+    def accepted(self, job: model.Job, child: model.Child, now: float) -> None:
+        self.accepted_pids.setdefault(job, []).append(child.pid)
 
     def resolved(
         self,
@@ -83,13 +81,13 @@ class Engine:
         facts: ChildFacts | None,
         unfinished: bool,
     ) -> None:
-        assert not unfinished, "no job is traced"
+        assert not unfinished, "no job has a tracer here"
         assert job not in self.outcomes, "a job was resolved twice"
         self.outcomes[job] = outcome
         self.facts[job] = facts
 
     def finished(self, job: model.Job, reply: messages.Reply | None) -> None:
-        raise AssertionError("no job is traced")
+        raise AssertionError("no job has a tracer here")
 
     def soft_timed_out(self, job: model.Job, told: bool) -> None:
         self.soft.append((job, told))
@@ -125,19 +123,16 @@ class Engine:
     def submit(
         self, line: bytes, task_id: str = "job", soft_timeout: float | None = None
     ) -> model.Job:
-        """Submit a job with the request `line`. It is not traced."""
-        job = model.Job(
-            task_id, "some.task", "default", self.timeout, soft_timeout, tracing=Tracing.NEVER
-        )
+        """Submit a job with the request `line`. Return it."""
+        job = model.Job(task_id, "some.task", "default", self.timeout, soft_timeout)
         job.request = line
         self.supervisor.post(self.supervisor.scheduler.submit, job)
         return job
 
     def begin(self, *args: Any, task_id: str = "job", **options: Any) -> model.Job:
-        """Submit a job with these arguments. Return it."""
+        """Submit a job with `args`. Return it."""
         line = messages.encode_request(task_id, {"task": "some.task", "args": args})
-        job = self.current = self.submit(line, task_id, **options)
-        return job
+        return self.submit(line, task_id, **options)
 
     def outcome_of(self, job: model.Job) -> outcomes.Outcome:
         """Turn the engine until `job` is resolved. Return its outcome."""
