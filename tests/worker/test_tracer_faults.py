@@ -261,7 +261,8 @@ def test_on_demand_jobs_wait_until_a_tracer_can_boot(tmp_path: Path) -> None:
         assert not project.noted("failed")
         broken.unlink()
         wait_for(lambda: project.noted("failed", failed.id), "the end")
-        assert f"do.it[{failed.id}] raised unexpected: ChildTaskError('boom')" in worker.log
+        end = f"do.it[{failed.id}] raised unexpected: ChildTaskError('boom')"
+        wait_for(lambda: end in worker.log, "the tracer's log")
 
 
 def test_a_warm_stop_gives_up_jobs_that_no_tracer_can_end(tmp_path: Path) -> None:
