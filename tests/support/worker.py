@@ -30,7 +30,7 @@ app.conf.broker_connection_retry_on_startup = True
 """
 
 
-#: The module that tracers run.
+#: In the command line of a tracer.
 TRACER = "celery_subproc_pool.tracer.main"
 
 #: Options that make a worker ready sooner.
@@ -210,21 +210,19 @@ class Worker:
 
     def children(self) -> list[psutil.Process]:
         """Return the pool's children: the worker's, without the guardian and without tracers."""
-        return self._processes(tracers=False)
+        return [child for child, words in self._processes() if not _is_helper(words)]
 
     def tracers(self) -> list[psutil.Process]:
         """Return the pool's tracers."""
-        return self._processes(tracers=True)
+        return [child for child, words in self._processes() if TRACER in words]
 
-    def _processes(self, tracers: bool) -> list[psutil.Process]:
+    def _processes(self) -> list[tuple[psutil.Process, list[str]]]:
+        """Return the worker's child processes, each with its command line."""
         found = []
         for child in psutil.Process(self.process.pid).children():
             # It may have just ended.
             with suppress(psutil.Error):
-                words = child.cmdline()
-                is_guardian = any(word.endswith("guardian.py") for word in words)
-                if not is_guardian and (TRACER in words) == tracers:
-                    found.append(child)
+                found.append((child, child.cmdline()))
         return found
 
     def stats(self) -> dict[str, Any]:
@@ -235,6 +233,10 @@ class Worker:
         [node] = json.loads(done.stdout[done.stdout.index("{") :]).values()
         pool: dict[str, Any] = node["pool"]
         return pool
+
+
+def _is_helper(words: list[str]) -> bool:
+    return TRACER in words or any(word.endswith("guardian.py") for word in words)
 
 
 def _control_terminal() -> None:

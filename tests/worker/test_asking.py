@@ -114,7 +114,7 @@ def test_facts_are_told_while_jobs_come_and_go(monkeypatch: pytest.MonkeyPatch) 
     supervisor = engine.supervisor
     done = 0
 
-    def resolved(*_: Any) -> None:
+    def resolved(job: Any, *_: Any) -> None:
         nonlocal done
         done += 1
         if done < 2000:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import decimal
 import gc
-import json
 import logging
 import os
 import uuid
@@ -20,13 +19,13 @@ import celery
 import pytest
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import Celery, chain, chord, group, signals
-from celery.exceptions import MaxRetriesExceededError, NotRegistered, TaskRevokedError
+from celery.exceptions import Ignore, MaxRetriesExceededError, NotRegistered, TaskRevokedError
 from celery.worker.request import Request
 
 from celery_subproc_pool import ChildTaskError, NotInWorkerError, ProtocolFault
 from celery_subproc_pool.errors import SubprocPoolError
 from celery_subproc_pool.worker.jobs import PoolJob
-from tests.support.basics import DEADLINE, pool_processes, wait_for
+from tests.support.basics import DEADLINE, pool_processes, state_of, wait_for
 
 pytestmark = pytest.mark.usefixtures("session_worker")
 
@@ -93,12 +92,18 @@ def test_reject_with_requeue_is_delivered_again(app: Celery, tmp_path: Path) -> 
     assert get(result) == "delivered again"
 
 
-def test_ignore_stores_nothing(app: Celery, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
-    result = send(app, "do.it", ["wait", str(gate)], ["reply", {"status": "ignore"}])
-    wait_for(lambda: running(result.id), "the job's begin")
-    gate.touch()
-    wait_for(lambda: not running(result.id), "the job's end")
+def test_ignore_stores_nothing(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[Any] = []
+    on_failure = Request.on_failure
+
+    def noted(request: Request, einfo: Any, **options: Any) -> None:
+        on_failure(request, einfo, **options)
+        ended.append((request.id, type(einfo.exception)))
+
+    monkeypatch.setattr(Request, "on_failure", noted)
+    result = send(app, "do.it", ["reply", {"status": "ignore"}])
+    wait_for(lambda: ended, "the task's end")
+    assert ended == [(result.id, Ignore)]
     assert result.state == "PENDING"
 
 
@@ -106,48 +111,63 @@ def test_ignore_stores_nothing(app: Celery, tmp_path: Path) -> None:
 
 
 class Attempts:
-    """The attempts of one task, as its child sees them."""
+    """Plans what a child answers to the attempts of one task, by its payload."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        #: The step that notes one.
-        self.note = ["note", str(path)]
+    def __init__(self) -> None:
+        self.payloads: list[dict[str, Any]] = []
 
-    @property
-    def counts(self) -> list[dict[str, int]]:
-        """How many retries and throttles came before each attempt."""
-        payloads = [json.loads(line) for line in self._path.read_text().splitlines()]
-        return [{name: each[name] for name in ("retries", "throttles")} for each in payloads]
+    def on_received(self, request: Request, **_: Any) -> None:
+        sent = request.request_dict
+        self.payloads.append(
+            {"retries": sent["retries"], "throttles": sent.get("subproc_throttles", 0)}
+        )
 
 
 @pytest.fixture
-def attempts(tmp_path: Path) -> Attempts:
-    return Attempts(tmp_path / "attempts")
+def attempts() -> Any:
+    plan = Attempts()
+    signals.task_received.connect(plan.on_received, weak=False)
+    yield plan
+    signals.task_received.disconnect(plan.on_received)
 
 
 def test_throttled_is_retried_after_the_seconds_and_is_no_failure(
     app: Celery, attempts: Attempts
 ) -> None:
     # Throttles for as long as the payload counts less than two of them.
-    result = send(app, "do.it", attempts.note, ["throttle", 2, 0.01])
+    result = send(app, "do.it", ["throttle", 2, 0.01])
     assert get(result) == {"throttles": 2, "retries": 0}
-    assert attempts.counts == [{"retries": 0, "throttles": count} for count in range(3)]
+    assert attempts.payloads == [{"retries": 0, "throttles": count} for count in range(3)]
 
 
 def test_throttled_without_seconds_waits_sixty(app: Celery) -> None:
-    result = send(app, "do.it", ["reply", {"status": "throttled"}])
-    wait_for(lambda: result.state == "RETRY", "the retry")
-    assert "Retry in 60.0s" in result.traceback
+    etas: list[datetime.datetime] = []
+
+    def on_received(request: Request, **_: Any) -> None:
+        if request.request_dict["eta"]:
+            etas.append(datetime.datetime.fromisoformat(request.request_dict["eta"]))
+
+    signals.task_received.connect(on_received, weak=False)
+    try:
+        before = datetime.datetime.now(datetime.timezone.utc)
+        result = send(app, "do.it", ["reply", {"status": "throttled"}])
+        wait_for(lambda: etas, "the retry")
+        after = datetime.datetime.now(datetime.timezone.utc)
+    finally:
+        signals.task_received.disconnect(on_received)
+    minute = datetime.timedelta(seconds=60)
+    assert before + minute <= etas[0] <= after + minute
+    wait_for(lambda: state_of(result) == "RETRY", "the state RETRY")
     result.revoke()
 
 
 def test_after_ten_throttles_all_three_retries_are_left(app: Celery, attempts: Attempts) -> None:
-    result = send(app, "do.thrice", attempts.note, ["throttle", 10, 0], ["retry"])
+    result = send(app, "do.thrice", ["throttle", 10, 0], ["retry"])
     with pytest.raises(ChildTaskError, match="try again"):
         get(result)
     throttled = [{"retries": 0, "throttles": count} for count in range(11)]
     retried = [{"retries": count, "throttles": 10} for count in range(1, 4)]
-    assert attempts.counts == throttled + retried
+    assert attempts.payloads == throttled + retried
 
 
 def test_throttle_max_retries_bounds_throttles(app: Celery) -> None:
@@ -157,17 +177,15 @@ def test_throttle_max_retries_bounds_throttles(app: Celery) -> None:
 
 
 def test_retry_counts_against_max_retries(app: Celery, attempts: Attempts) -> None:
-    reply = {"status": "retry", "message": "again"}
     with pytest.raises(ChildTaskError, match="again"):
-        get(send(app, "do.thrice", attempts.note, ["reply", reply]))
-    assert [attempt["retries"] for attempt in attempts.counts] == [0, 1, 2, 3]
+        get(send(app, "do.thrice", ["reply", {"status": "retry", "message": "again"}]))
+    assert [attempt["retries"] for attempt in attempts.payloads] == [0, 1, 2, 3]
 
 
 def test_autoretry_for_retries_errors(app: Celery, attempts: Attempts) -> None:
-    reply = {"status": "error", "message": "boom"}
     with pytest.raises(ChildTaskError, match="boom"):
-        get(send(app, "do.autoretry", attempts.note, ["reply", reply]))
-    assert len(attempts.counts) == 3
+        get(send(app, "do.autoretry", ["reply", {"status": "error", "message": "boom"}]))
+    assert len(attempts.payloads) == 3
 
 
 # -- the payload
