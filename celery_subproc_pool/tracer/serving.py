@@ -147,9 +147,7 @@ class Tracer:
             self._end(trace.task_id, trace.end)
 
     def _end(self, task_id: str, end: End) -> None:
-        if os.getpid() != self._pid:
-            # A hook forked, and the copy of this process returned to here.
-            os._exit(0)
+        self._end_copy()
         flush_prints()
         self._send(encode_end(self._app, task_id, end))
 
@@ -161,8 +159,14 @@ class Tracer:
         flush_prints()
         self._send(encode(Released(id=trace.task_id)))
 
+    def _end_copy(self) -> None:
+        """Exit if a hook forked, and this is the copy: its requests and replies are not its own."""
+        if os.getpid() != self._pid:
+            os._exit(0)
+
     def _send(self, line: bytes) -> None:
         """Send `line` to the worker, together with the next ones if they follow at once."""
+        self._end_copy()
         self._unsent.append(line)
         if monotonic() > self._send_by:
             self._flush()

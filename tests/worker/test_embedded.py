@@ -404,6 +404,10 @@ def test_a_direct_or_eager_call_says_where_the_task_can_run(
         task(1) if call == "direct" else task.apply((1,), throw=True)
 
 
+def test_a_direct_call_of_an_ordinary_task_runs_its_body(app: Celery) -> None:
+    assert app.tasks["do.ordinary"](1) == "the body ran"
+
+
 def test_ignored_results_are_not_stored(app: Celery) -> None:
     result = app.tasks["do.ignored"].delay()
     get(send(app, "do.it"))

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import celery
-import psutil
 import pytest
 from celery import Celery, Task, signals
 from celery._state import get_current_task
@@ -24,11 +23,13 @@ from celery.app.trace import (
 )
 from celery.loaders.app import AppLoader
 from celery.loaders.base import BaseLoader
+from celery.utils.dispatch import Signal
 from celery.worker.request import Request
 from kombu.message import Message
 from kombu.serialization import dumps
 
 from celery_subproc_pool import SubprocTask
+from celery_subproc_pool.signals import child_request
 from celery_subproc_pool.tracer.tasks import payload
 from celery_subproc_pool.worker.fast_path import FastPath
 from celery_subproc_pool.worker.requests import deserialized_body
@@ -279,9 +280,12 @@ def test_the_call_of_a_running_worker_is_celerys_own() -> None:
         reset_worker_optimizations(app)
 
 
-@pytest.mark.parametrize("name", ["task_prerun", "task_postrun", "task_success"])
-def test_signals_are_sent_by_a_tracer(name: str) -> None:
-    signal = getattr(signals, name)
+@pytest.mark.parametrize(
+    "signal",
+    [signals.task_prerun, signals.task_postrun, signals.task_success, child_request],
+    ids=lambda signal: signal.name,
+)
+def test_signals_are_sent_by_a_tracer(signal: Signal) -> None:
     app = app_with()
 
     def receiver(**_: Any) -> None: ...
@@ -293,6 +297,21 @@ def test_signals_are_sent_by_a_tracer(name: str) -> None:
     finally:
         signal.disconnect(receiver)
     assert is_fast(app)
+
+
+def test_who_begins_to_watch_in_a_process_that_traces_is_heard() -> None:
+    app = app_with()
+    found = fast_path(app)
+
+    def receiver(**_: Any) -> None: ...
+
+    signals.worker_process_init.connect(receiver, weak=False)
+    try:
+        assert found.request_for(arguments(app)) is None
+        found.tracers_are_silent = True
+        assert found.request_for(arguments(app)) is not None
+    finally:
+        signals.worker_process_init.disconnect(receiver)
 
 
 def test_a_loader_of_ones_own_is_called_by_a_tracer() -> None:
@@ -414,13 +433,13 @@ def shared_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         yield Place(project, worker, notes)
 
 
-def test_success_is_told_without_a_thread(shared_worker: Place, tmp_path: Path) -> None:
+def test_success_is_told_without_a_tracer(shared_worker: Place) -> None:
     place = shared_worker
-    threads = psutil.Process(place.worker.process.pid).num_threads()
+    before = place.worker.stats()["groups"]["tracers"]["jobs"]
     for _ in range(10):
         last = place.send(["reply", {"result": [1, "two"]}])
     place.says(rf"Task do\.ignored\[{last}\] succeeded in [\d.e-]+s: \[1, 'two'\]")
-    assert psutil.Process(place.worker.process.pid).num_threads() == threads
+    assert place.worker.stats()["groups"]["tracers"]["jobs"] == before
 
 
 def test_the_runtime_is_that_of_the_child(shared_worker: Place, tmp_path: Path) -> None:
