@@ -133,8 +133,12 @@ def control(place: Workplace, command: str, **arguments: Any) -> Any:
 
 
 def children_of(place: Workplace) -> Counter[str]:
-    """How many children each group has, by what `inspect subproc` says."""
-    return Counter(row["group"] for row in inspect(place, "subproc") if row["state"] != "stopping")
+    """How many children each group has, by what `inspect subproc` says; without tracers."""
+    return Counter(
+        row["group"]
+        for row in inspect(place, "subproc")
+        if row["state"] != "stopping" and row["group"] != "tracers"
+    )
 
 
 @contextmanager
@@ -420,7 +424,10 @@ def test_subproc_restart_of_one_group(tmp_path: Path, broker: str) -> None:
         assert pid_of(place, "python") == python
         refused = place.project.run(*ours, "rails")
         assert refused.returncode == 1
-        assert "expected one of this worker's groups (obeys, python), got 'rails'" in refused.stdout
+        assert (
+            "expected one of this worker's groups (obeys, python, tracers), got 'rails'"
+            in refused.stdout
+        )
         assert "worker_pool_restarts" not in worker.log
         # Without the setting, Celery refuses the other one.
         assert "error" in control(place, "pool_restart")
@@ -700,12 +707,14 @@ def test_task_signals(shared_worker: Site, tmp_path: Path, broker: str) -> None:
     child = pid_of(place, "python")
     wait_for(lambda: child in noted(place, "prerun") & noted(place, "postrun"), "its signals")
     assert worker.process.pid not in noted(place, "init")
-    # An external job is traced in the worker, if a signal has receivers there.
+    # An external job is traced in a tracer, if a signal has receivers there.
     observed = workplace(tmp_path, broker)
     log = str(tmp_path / "signals.log")
     with working(observed, "-c", "1", SIGNALS_LOG=log, OBSERVED="1") as worker:
         pid_of(observed, "external")
-        wait_for(lambda: worker.process.pid in noted(observed, "postrun"), "the worker's tracer")
+        [tracer] = worker.tracers()
+        wait_for(lambda: tracer.pid in noted(observed, "postrun"), "the tracer's signals")
+        assert worker.process.pid not in noted(observed, "prerun") | noted(observed, "postrun")
 
 
 def test_serializers_and_compression(shared_worker: Site) -> None:
@@ -768,7 +777,8 @@ def test_inspect(shared_worker: Site) -> None:
     assert get(place.send("do.it", ["throttle", 1, 0.2])) == {"throttles": 1, "retries": 0}
     held = {kind: hold(place, kind) for kind in KINDS}
     active = {request["id"]: request for request in inspect(place, "active")}
-    rows = {row["task"]["id"]: row for row in inspect(place, "subproc") if row["task"]}
+    busy = [row for row in inspect(place, "subproc") if row["task"] and row["group"] != "tracers"]
+    rows = {row["task"]["id"]: row for row in busy}
     for kind, group in (("external", "obeys"), ("python", "python")):
         task_id = held[kind].result.id
         assert inspect(place, "query_task", ids=[task_id])[task_id][0] == "active"
@@ -933,7 +943,8 @@ def test_flower(shared_worker: Site) -> None:
     with flower(place) as it:
         pool = it.worker()["stats"]["pool"]
         assert pool["implementation"] == "celery_subproc_pool:Pool"
-        assert {child.pid for child in worker.children()} == {*pool["processes"]}
+        processes = [*worker.children(), *worker.tracers()]
+        assert {process.pid for process in processes} == {*pool["processes"]}
         it.ask(f"/worker/pool/grow/{node}", n=1)
         wait_for(lambda: it.worker()["stats"]["pool"]["max-concurrency"] == 3, "one more")
         it.ask(f"/worker/pool/shrink/{node}", n=1)
