@@ -14,6 +14,7 @@ from celery.worker import state
 
 from ..core import stats
 from ..errors import ConfigError
+from ..settings import TRACERS
 from .drivers import HubDriver, ThreadDriver, wait_for_children
 from .runner import Runner
 
@@ -113,7 +114,9 @@ class Session:
         engine, groups = self.engine, self.engine.scheduler.groups
 
         def look() -> tuple[dict[str, Any], dict[str, Any]]:
-            written = stats.writes(groups.values(), engine.writing)
+            # An external job that is traced counts once.
+            others = [group for name, group in groups.items() if name != TRACERS]
+            written = stats.writes(others, engine.writing)
             return written, {name: stats.group_facts(group) for name, group in groups.items()}
 
         return engine.ask(look, ANSWER_PATIENCE)
