@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,8 +31,10 @@ app.conf.broker_connection_retry_on_startup = True
 """
 
 
-#: In the command line of a tracer.
+#: The program of a tracer.
 TRACER = "celery_subproc_pool.tracer.main"
+#: Its title, where `setproctitle` is installed.
+TRACERS_TITLE = re.compile(r":SubprocTracer-\d+\]")
 
 #: Options that make a worker ready sooner.
 QUICK_START = ("--without-mingle", "--without-gossip")
@@ -214,7 +217,7 @@ class Worker:
 
     def tracers(self) -> list[psutil.Process]:
         """Return the pool's tracers."""
-        return [child for child, words in self._processes() if TRACER in words]
+        return [child for child, words in self._processes() if _is_tracer(words)]
 
     def _processes(self) -> list[tuple[psutil.Process, list[str]]]:
         """Return the worker's child processes, each with its command line."""
@@ -235,8 +238,12 @@ class Worker:
         return pool
 
 
+def _is_tracer(words: list[str]) -> bool:
+    return TRACER in words or any(map(TRACERS_TITLE.search, words))
+
+
 def _is_helper(words: list[str]) -> bool:
-    return TRACER in words or any(word.endswith("guardian.py") for word in words)
+    return _is_tracer(words) or any(word.endswith("guardian.py") for word in words)
 
 
 def _control_terminal() -> None:
