@@ -6,7 +6,6 @@ import faulthandler
 import os
 import signal
 from collections.abc import Iterator
-from time import monotonic
 from types import FrameType
 from typing import Any, BinaryIO, NoReturn
 
@@ -35,9 +34,6 @@ logger = get_logger(__name__)
 #: Bytes that are read at a time.
 READ_BYTES = 1 << 16
 
-#: Seconds that a line for the worker may wait for others, which are sent by the same system call.
-PATIENCE = 0.0002
-
 
 class Tracer:
     """Traces many jobs at a time.
@@ -61,9 +57,6 @@ class Tracer:
         #: By name: tasks whose body is the exchange with a child.
         self._bound: dict[str, Task] = {}
         self._ends = False
-        #: Lines for the worker that wait for others, and until when.
-        self._unsent: list[bytes] = []
-        self._send_by = 0.0
         signal.signal(signal.SIGTERM, self._on_terminate)
         # If a call hangs, the worker asks by this which one.
         faulthandler.register(signal.SIGUSR1, file=2)
@@ -106,7 +99,6 @@ class Tracer:
             # Progress that is not the latest any more would be stored in vain.
             if notice.progress is None or last[notice.id] is notice:
                 self._hear(notice)
-        self._flush()
 
     def _hear(self, notice: Notice) -> None:
         if notice.payload is not None:
@@ -154,8 +146,10 @@ class Tracer:
     def _release(self, trace: Trace, revoked: bool) -> None:
         """Tell that the job of `trace`, which was abandoned, stores no more states."""
         del self._waiting[trace.task_id]
-        if revoked and trace.stored is not None:
-            _store_revoked(*trace.stored)
+        # Code of the task may have caught the abandonment, and Celery has stored an end then.
+        stored = trace.stored or (trace.asked if trace.end is not None else None)
+        if revoked and stored is not None:
+            _store_revoked(*stored)
         flush_prints()
         self._send(encode(Released(id=trace.task_id)))
 
@@ -165,17 +159,9 @@ class Tracer:
             os._exit(0)
 
     def _send(self, line: bytes) -> None:
-        """Send `line` to the worker, together with the next ones if they follow at once."""
+        """Send `line` to the worker at once: the hook of the next job may hang."""
         self._end_copy()
-        self._unsent.append(line)
-        if monotonic() > self._send_by:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._unsent:
-            write_all(self._replies, b"".join(self._unsent))
-            self._unsent.clear()
-        self._send_by = monotonic() + PATIENCE
+        write_all(self._replies, line)
 
     def _bind(self, name: str) -> None:
         """Let a child run the task `name`."""

@@ -50,8 +50,10 @@ class JobOfChild(Protocol):
     task_id: str
     #: What is to be known of the child; None: there is none.
     facts: Exchange | None
-    #: The request of a state that was stored before the last one, and its task.
+    #: The task and its request, once a state was stored before the last one.
     stored: tuple[Task, Context] | None
+    #: The same, once the body of the task was reached.
+    asked: tuple[Task, Context] | None
 
     def exchange(
         self, line: bytes, on_progress: Callable[[dict[str, Any]], None]
@@ -226,6 +228,7 @@ def _run_in_child(task: Task, /, *args: Any, **kwargs: Any) -> Any:
     if request.retries is None:
         # Foreign producers send null, and Celery adds to it.
         request.retries = 0
+    job.asked = task, request
     with _uppermost(task, request):
         if job.facts.tracked:
             _store(task, job, STARTED, {"pid": job.facts.pid, "hostname": request.hostname})

@@ -51,6 +51,7 @@ class Trace(greenlet):
         #: What is to be known of the child.
         self.facts = exchange
         self.stored: tuple[Task, Context] | None = None
+        self.asked: tuple[Task, Context] | None = None
         #: How it ended; None if it was abandoned, or has not ended.
         self.end: End | None = None
         self._arguments = arguments

@@ -246,6 +246,29 @@ def test_an_abandoned_trace_is_unwound_and_stores_no_end(
     assert not tracer.noted("returned")
 
 
+SWALLOWS = """
+class Swallows(SubprocTask):
+    abstract = True
+    def __call__(self, *args):
+        try:
+            return super().__call__(*args)
+        except:
+            return "swallowed"
+app.tasks.unregister("do.it")
+app.task(base=Swallows, name="do.it", shared=False)(it.run)
+"""
+
+
+def test_revoked_stays_revoked_if_a_task_swallows_the_abandonment(
+    run: Callable[..., Tracer],
+) -> None:
+    tracer = run(SWALLOWS)
+    tracer.begin("x")
+    tracer.write(python.encode_abandon("x", True))
+    assert tracer.read() == Released(id="x")
+    assert [words[0] for words in tracer.noted("stored", "x")] == ["SUCCESS", "REVOKED"]
+
+
 def test_what_comes_too_late_is_ignored(run: Callable[..., Tracer]) -> None:
     tracer = run()
     tracer.begin("x")
