@@ -14,9 +14,8 @@ from celery.app import trace as celerys_trace
 from celery.exceptions import TaskRevokedError
 from celery.states import REVOKED
 from celery.utils.log import get_logger
-from greenlet import getcurrent
+from greenlet import getcurrent, greenlet
 
-from ..errors import JobAbandoned
 from ..python_child.codec import End, encode_end, task_arguments
 from ..python_child.exits import leave
 from ..serve import flush_prints, write_all
@@ -54,6 +53,10 @@ class Tracer:
         self._loop = getcurrent()
         #: By the ids of their jobs: those that wait for news from their child.
         self._waiting: dict[str, Trace] = {}
+        #: Greenlets for the next traces.
+        self._idle: list[greenlet] = []
+        # `app.tasks` takes a lock: not for each job.
+        self._tasks = app.tasks
         #: By name: tasks whose body is the exchange with a child.
         self._bound: dict[str, Task] = {}
         self._ends = False
@@ -113,10 +116,10 @@ class Tracer:
             # It has ended meanwhile.
             return
         if notice.abandon is not None:
-            trace.throw(JobAbandoned())
+            trace.abandon()
             self._release(trace, notice.abandon)
         else:
-            trace.switch(notice)
+            trace.hear(notice)
             self._look_at(trace)
 
     def _begin(self, notice: Notice) -> None:
@@ -128,12 +131,12 @@ class Tracer:
             self._bind(arguments[0])
         trace = Trace(arguments, notice.exchange, self._send)
         self._waiting[notice.id] = trace
-        trace.switch()
+        trace.begin(self._idle)
         self._look_at(trace)
 
     def _look_at(self, trace: Trace) -> None:
         """Reply if `trace` has ended."""
-        if trace.dead:
+        if trace.over:
             del self._waiting[trace.task_id]
             assert trace.end is not None
             self._end(trace.task_id, trace.end)
@@ -165,9 +168,9 @@ class Tracer:
 
     def _bind(self, name: str) -> None:
         """Let a child run the task `name`."""
-        if name not in self._app.tasks:
+        if name not in self._tasks:
             register(self._app, name)
-        task = self._app.tasks[name]
+        task = self._tasks[name]
         if self._bound.get(name) is not task:
             let_child_run(task)
             # Celery's tracer keeps the body that the task had when it was made.

@@ -8,8 +8,7 @@ Web processes import this module to send tasks: it must not import the engine or
 from __future__ import annotations
 
 from abc import ABCMeta
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import cache, partial
 from typing import Any, Protocol
@@ -156,19 +155,6 @@ def _request_of_job(task: Task) -> Context | None:
     return next((request for request in requests if request.id == job.task_id), None)
 
 
-@contextmanager
-def _uppermost(task: Task, request: Context) -> Iterator[None]:
-    """Make `request` the current one of `task` within this context."""
-    if request is task.request:
-        yield
-        return
-    task.request_stack.push(request)
-    try:
-        yield
-    finally:
-        task.request_stack.pop()
-
-
 def _not_here(task: Task) -> NotInWorkerError:
     return NotInWorkerError(
         f"{task.name} runs in an external child process: send it with delay() to a worker that was"
@@ -229,16 +215,33 @@ def _run_in_child(task: Task, /, *args: Any, **kwargs: Any) -> Any:
         # Foreign producers send null, and Celery adds to it.
         request.retries = 0
     job.asked = task, request
-    with _uppermost(task, request):
-        if job.facts.tracked:
-            _store(task, job, STARTED, {"pid": job.facts.pid, "hostname": request.hostname})
-        # A copy: what receivers add is for the child, not for a retry of the task.
-        headers = dict(request.headers or {})
-        child_request.send(sender=task, task_id=job.task_id, headers=headers)
-        message = payload(task.name, vars(request), headers, args, kwargs)
-        line = encode_request(job.task_id, message)
-        reply, over = job.exchange(line, partial(_store_progress, task, job))
-        return conclude(task, reply, job.facts.throttle_max_retries, over)
+    if request is task.request:
+        return _exchange(task, request, job, job.facts, args, kwargs)
+    task.request_stack.push(request)
+    try:
+        return _exchange(task, request, job, job.facts, args, kwargs)
+    finally:
+        task.request_stack.pop()
+
+
+def _exchange(
+    task: Task,
+    request: Context,
+    job: JobOfChild,
+    facts: Exchange,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Let a child do `request`, which is the current one of `task`."""
+    if facts.tracked:
+        _store(task, job, STARTED, {"pid": facts.pid, "hostname": request.hostname})
+    # A copy: what receivers add is for the child, not for a retry of the task.
+    headers = dict(request.headers or {})
+    child_request.send(sender=task, task_id=job.task_id, headers=headers)
+    message = payload(task.name, vars(request), headers, args, kwargs)
+    line = encode_request(job.task_id, message)
+    reply, over = job.exchange(line, partial(_store_progress, task, job))
+    return conclude(task, reply, facts.throttle_max_retries, over)
 
 
 def _store(task: Task, job: JobOfChild, state: str, meta: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
@@ -17,7 +18,7 @@ from billiard.exceptions import SoftTimeLimitExceeded, WorkerLostError
 from celery import Task
 from celery.app.task import Context
 from celery.app.trace import fast_trace_task
-from greenlet import greenlet
+from greenlet import getcurrent, greenlet
 
 from ..errors import JobAbandoned, ProtocolFault, SubprocPoolError
 from ..python_child.codec import End, escaped_end
@@ -28,11 +29,15 @@ from .tasks import CURRENT
 __all__ = ("Trace",)
 
 
-class Trace(greenlet):
+#: Greenlets that are kept for the next traces. Each takes about 20 kB.
+MOST_IDLE = 64
+
+
+class Trace:
     """One job of an external child: a `tasks.JobOfChild`.
 
-    Make it in the greenlet of the tracer's loop. `switch` begins it; each later `switch` gives it
-    one more `Notice`. It switches back when it waits for the next one.
+    `begin`, `hear` and `abandon` are called in the greenlet of the tracer's loop. They return when
+    the trace waits for the next news, or is over.
 
     Arguments:
         arguments: Celery's tracer's.
@@ -43,9 +48,6 @@ class Trace(greenlet):
     def __init__(
         self, arguments: tuple[Any, ...], exchange: Exchange | None, send: Callable[[bytes], None]
     ) -> None:
-        super().__init__()
-        # Without this, the context would be empty: what was set when the process began counts.
-        self.gr_context = contextvars.copy_context()
         self.task_id: str = arguments[1]
         self.title = f"{arguments[0]}[{arguments[1]}]"
         #: What is to be known of the child.
@@ -54,12 +56,26 @@ class Trace(greenlet):
         self.asked: tuple[Task, Context] | None = None
         #: How it ended; None if it was abandoned, or has not ended.
         self.end: End | None = None
+        self.over = False
         self._arguments = arguments
         self._send = send
         self._asked = False
 
+    def begin(self, idle: list[greenlet]) -> None:
+        """Begin, in one of the `idle` greenlets, which it goes back to at the end."""
+        self._greenlet = idle.pop() if idle else _new_greenlet(idle)
+        self._greenlet.switch(self)
+
+    def hear(self, notice: Notice) -> None:
+        """Go on with `notice`."""
+        self._greenlet.switch(notice)
+
+    def abandon(self) -> None:
+        """Unwind: the job has ended in another way."""
+        self._greenlet.throw(JobAbandoned())
+
     def run(self) -> None:
-        """Trace the job. The greenlet's own function."""
+        """Trace the job."""
         if self.facts is not None:
             CURRENT.set(self)
         try:
@@ -90,7 +106,7 @@ class Trace(greenlet):
             )
         self._asked = True
         self._send(encode_ask(self.task_id, line))
-        loop = self.parent
+        loop = self._greenlet.parent
         assert loop is not None
         while True:
             notice: Notice = loop.switch()
@@ -104,6 +120,27 @@ class Trace(greenlet):
         if answer.reply is None:
             raise SoftTimeLimitExceeded(answer.over)
         return answer.reply, answer.over
+
+
+def _new_greenlet(idle: list[greenlet]) -> greenlet:
+    made = greenlet(partial(_run_traces, idle))
+    # Without this, the context would be empty: what was set when the process began counts.
+    made.gr_context = contextvars.copy_context()
+    return made
+
+
+def _run_traces(idle: list[greenlet], trace: Trace) -> None:
+    """Run one trace after the other, each in a context of its own. To make a greenlet for each
+    costs as much as a tenth of a trace."""
+    own = getcurrent()
+    assert own.parent is not None
+    while True:
+        contextvars.copy_context().run(trace.run)
+        trace.over = True
+        if len(idle) >= MOST_IDLE:
+            return
+        idle.append(own)
+        trace = own.parent.switch()
 
 
 def _lost(exc: BaseException) -> End:
