@@ -22,7 +22,10 @@ def is_plain(value: Any) -> bool:
                 return False
         return True
     if kind is list or kind is tuple:
-        return all(map(is_plain, value))
+        for inner in value:
+            if type(inner) not in _SCALARS and not is_plain(inner):
+                return False
+        return True
     return kind is float and math.isfinite(value)
 
 
