@@ -98,10 +98,7 @@ def _read_boot(requests: BinaryIO) -> Any:
     line = requests.readline()
     if not line:
         # The worker is gone, or a person runs this by hand.
-        sys.exit(
-            "celery_subproc_pool.python_child.main: the pool starts this program and sends it jobs"
-            " on stdin"
-        )
+        sys.exit("a program of celery_subproc_pool: the pool starts it and sends it jobs on stdin")
     from ..wire.python import decode_boot
 
     return decode_boot(line)

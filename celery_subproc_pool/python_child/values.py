@@ -22,10 +22,7 @@ def is_plain(value: Any) -> bool:
                 return False
         return True
     if kind is list or kind is tuple:
-        for inner in value:
-            if type(inner) not in _SCALARS and not is_plain(inner):
-                return False
-        return True
+        return all(map(is_plain, value))
     return kind is float and math.isfinite(value)
 
 

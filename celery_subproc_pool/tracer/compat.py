@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any
+from weakref import ReferenceType
 
 import celery
 from celery import Celery, Task, signals
 from celery.app import trace
 from celery.app.task import Context
 from celery.backends.base import DisabledBackend
+from celery.utils.dispatch import Signal
 
 from .. import PACKAGE
 from ..signals import child_request
 
-__all__ = ("ignores_result", "is_observed", "may_be_observed", "own_headers")
+__all__ = ("ignores_result", "is_observed", "is_received", "may_be_observed", "own_headers")
 
 
 def ignores_result(task: Task, request: Mapping[str, Any]) -> bool:
@@ -38,13 +40,30 @@ def ignores_result(task: Task, request: Mapping[str, Any]) -> bool:
 
 
 def is_observed() -> bool:
-    """Return whether the signals that are sent for each task that succeeds have receivers."""
-    return bool(
-        signals.task_prerun.receivers
-        or signals.task_postrun.receivers
-        or signals.task_success.receivers
-        or child_request.receivers
+    """Return whether anybody receives the signals that are sent for each task that succeeds."""
+    return (
+        is_received(signals.task_prerun)
+        or is_received(signals.task_postrun)
+        or is_received(signals.task_success)
+        or is_received(child_request)
     )
+
+
+def is_received(signal: Signal) -> bool:
+    """Return whether `signal` has other receivers than Celery's for Django: they close what a task
+    has opened in its process, and an external task opens nothing there."""
+    # Asked for each job: most signals have none.
+    return bool(signal.receivers) and not all(_is_of_django(it) for _, it in signal.receivers)
+
+
+def _is_of_django(receiver: Any) -> bool:
+    """Return whether a signal's `receiver` is a method of `celery.fixups.django`, as it is there
+    (5.3 to 5.7: `DjangoWorkerFixup.install`)."""
+    if isinstance(receiver, ReferenceType):
+        receiver = receiver()
+    if type(receiver) is not MethodType or type(receiver.__func__) is not FunctionType:
+        return False
+    return receiver.__func__.__globals__.get("__name__") == "celery.fixups.django"
 
 
 #: The methods of a task that a tracer calls, in Celery 5.3 to 5.7 (celery/app/trace.py:

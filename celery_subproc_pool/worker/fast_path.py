@@ -23,7 +23,13 @@ from celery.utils.saferepr import saferepr
 from kombu.serialization import loads, prepare_accept_content
 from kombu.utils.encoding import safe_repr
 
-from ..tracer.compat import ignores_result, is_observed, may_be_observed, own_headers
+from ..tracer.compat import (
+    ignores_result,
+    is_observed,
+    is_received,
+    may_be_observed,
+    own_headers,
+)
 from ..tracer.tasks import payload
 from ..wire.messages import encode_request
 from .compat import as_current
@@ -158,7 +164,7 @@ class FastPath:
     def _may_be_observed_in_tracers(self) -> bool:
         """Return whether tasks may be watched in tracers only: agents begin to watch in receivers
         of `worker_process_init`, which is sent there."""
-        return bool(signals.worker_process_init.receivers) and not self.tracers_are_silent
+        return not self.tracers_are_silent and is_received(signals.worker_process_init)
 
     def _is_silent(self, task: Task) -> bool:
         """Return whether no code but Celery's and ours is called when `task` is traced."""
@@ -179,6 +185,6 @@ def expects_traces(app: Celery, names: Iterable[str]) -> bool:
     tasks = [app.tasks[name] for name in names]
     return bool(tasks) and (
         is_observed()
-        or bool(signals.worker_process_init.receivers)
+        or is_received(signals.worker_process_init)
         or any(may_be_observed(app, task) or not ignores_result(task, {}) for task in tasks)
     )

@@ -21,6 +21,7 @@ from celery.app.trace import (
     reset_worker_optimizations,
     setup_worker_optimizations,
 )
+from celery.fixups.django import DjangoWorkerFixup
 from celery.loaders.app import AppLoader
 from celery.loaders.base import BaseLoader
 from celery.utils.dispatch import Signal
@@ -297,6 +298,25 @@ def test_signals_are_sent_by_a_tracer(signal: Signal) -> None:
     finally:
         signal.disconnect(receiver)
     assert is_fast(app)
+
+
+def test_djangos_receivers_have_nothing_to_close_after_an_external_task() -> None:
+    app = app_with()
+    found = fast_path(app)
+    # Without Django, which is not installed here.
+    fixup = object.__new__(DjangoWorkerFixup)
+    watched = {
+        signals.task_prerun: fixup.on_task_prerun,
+        signals.task_postrun: fixup.on_task_postrun,
+        signals.worker_process_init: fixup.on_worker_process_init,
+    }
+    for signal, receiver in watched.items():
+        signal.connect(receiver)
+    try:
+        assert found.request_for(arguments(app)) is not None
+    finally:
+        for signal, receiver in watched.items():
+            signal.disconnect(receiver)
 
 
 def test_who_begins_to_watch_in_a_process_that_traces_is_heard() -> None:
