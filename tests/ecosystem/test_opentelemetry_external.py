@@ -139,12 +139,14 @@ class Client:
         self.headers = {"traceparent": f"00-{self.trace_id}-{self.span_id}-01"}
 
 
-#: For each way in which a child ends a job: the span's status, and the task's state.
+#: For each way in which a job ends: what the child is told, and the task's options; then the span's
+#: status, and the task's state.
 ENDS = {
-    "ok": ("UNSET", "SUCCESS"),
-    "error": ("ERROR", "FAILURE"),
-    # No code in the tracer knows how such a task ended.
-    "exit": ("UNSET", None),
+    "succeeds": (["ok"], {}, "UNSET", "SUCCESS"),
+    "fails": (["error"], {}, "ERROR", "FAILURE"),
+    # The worker ends these. No code in the tracer knows how they ended.
+    "is lost": (["exit"], {}, "UNSET", None),
+    "is over its limit": (["ok", "/nowhere/gate"], {"time_limit": 1}, "UNSET", None),
 }
 
 
@@ -153,11 +155,11 @@ def test_an_external_task_is_one_span_and_its_child_joins_it(work: Workplace, na
     clients = {}
     with work.project.worker(*POOL, "-c", "1") as worker:
         [tracer] = [process.pid for process in worker.tracers()]
-        for how in ENDS:
+        for how, (args, options, *_) in ENDS.items():
             client = Client()
-            result = work.app.send_task(name, [how], headers=client.headers)
+            result = work.app.send_task(name, args, headers=client.headers, **options)
             clients[result.id] = how, client
-        wait_for(lambda: "WorkerLostError" in worker.log, "the end of the last one")
+        wait_for(lambda: f"exceeded for {name}[{result.id}]" in worker.log, "the last end")
         assert worker.stop() == 0
     found = {each.task_id: each for each in spans(work)}
     assert len(found) == len(spans(work)) == len(ENDS)
@@ -165,7 +167,7 @@ def test_an_external_task_is_one_span_and_its_child_joins_it(work: Workplace, na
         own = found[task_id]
         assert (own.name, own.kind, own.pid) == (f"run/{name}", "CONSUMER", tracer)
         assert (own.trace_id, own.parent) == (client.trace_id, client.span_id)
-        assert (own.status, own.state) == ENDS[how]
+        assert (own.status, own.state) == ENDS[how][2:]
     told = [(each.task_id, each.trace_id, each.span_id) for each in map(found.get, clients)]
     assert seen(work) == told
     assert "detach context" not in worker.log
