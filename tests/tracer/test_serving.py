@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from kombu.serialization import dumps
 from celery_subproc_pool.python_child import codec
 from celery_subproc_pool.wire import python
 from celery_subproc_pool.wire.json_lines import encode
-from celery_subproc_pool.wire.messages import Ok
+from celery_subproc_pool.wire.messages import Ok, Retry, Throttled
 from celery_subproc_pool.wire.python import Answer, Ask, Boot, Exchange, Notice, Released, Traced
 from tests.support.basics import DEADLINE, wait_for
 from tests.support.traced import CODE
@@ -75,7 +76,9 @@ class Tracer:
         """Return the line that begins a trace; or has it run the body of the task itself."""
         message = self._app.amqp.as_task_v2(task_id, name, args, {})
         content_type, encoding, body = dumps(message.body, "json")
-        arguments = name, task_id, dict(message.headers), body, content_type, encoding
+        # A header that the client has added.
+        headers = {**message.headers, "tenant": "acme"}
+        arguments = name, task_id, headers, body, content_type, encoding
         if traced:
             return codec.encode_task(task_id, arguments, Exchange(pid=1))
         return codec.encode_task(task_id, arguments)
@@ -207,6 +210,33 @@ def test_progress_that_is_not_the_latest_is_not_stored(run: Callable[..., Tracer
     tracer.write(progress("x", 3), answered("x"))
     assert isinstance(tracer.read(), Traced)
     assert tracer.noted("stored") == [["x", "PROGRESS", "{'n':2}"], ["x", "SUCCESS", "done"]]
+
+
+ADDS = """
+from celery_subproc_pool.signals import child_request
+@child_request.connect(weak=False)
+def add(headers, **_):
+    headers["added"] = "for the child"
+@signals.before_task_publish.connect(weak=False)
+def on_publish(headers, **_):
+    note("sent", headers["id"], *sorted({"added", "tenant", "subproc_throttles"} & headers.keys()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("reply", "throttles"),
+    [(Throttled(retry_after_secs=1), ["subproc_throttles"]), (Retry(countdown=1), [])],
+    ids=["throttled", "retry"],
+)
+def test_the_message_of_a_retry_lacks_what_a_receiver_adds_for_the_child(
+    run: Callable[..., Tracer], reply: Retry | Throttled, throttles: list[str]
+) -> None:
+    tracer = run(ADDS)
+    headers = json.loads(tracer.begin("x").line)["payload"]["headers"]
+    assert headers == {"tenant": "acme", "added": "for the child"}
+    tracer.write(encode(Notice(id="x", answer=Answer(reply=reply))))
+    assert isinstance(tracer.read(), Traced)
+    assert tracer.noted("sent") == [["x", *throttles, "tenant"]]
 
 
 UNWINDS = """

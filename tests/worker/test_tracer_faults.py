@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,31 @@ def test_a_limit_that_is_over_in_a_hook_ends_the_job_when_the_hook_ends(tmp_path
         assert worker.log.count(f"exceeded for do.hangs[{result.id}]") == 1
     assert [task_id for task_id, _ in project.noted("failed")] == [result.id]
     assert not runs.exists(), "the child did the job"
+
+
+@pytest.mark.parametrize("how", ["lost", "over its limit"])
+def test_celery_is_told_of_an_end_when_the_tracer_has_let_go(tmp_path: Path, how: str) -> None:
+    project = TracedProject(tmp_path, WATCHED + HANGS, size=2)
+    begun, gate = tmp_path / "begun", tmp_path / "gate"
+    steps: list[list[Any]] = [["touch", str(begun)], ["wait", str(tmp_path / "dies")]]
+    # Were its result stored, the look at the result backend would wait for the tracer anyway.
+    options = {"ignore_result": True, **({} if how == "lost" else {"time_limit": 2})}
+    with project.worker(*POOL, "-c", "2") as worker:
+        result = project.send("do.it", *steps, ["signal", signal.SIGKILL], **options)
+        wait_for(begun.exists, "the job in its child")
+        # The tracer reads nothing as long as this hook runs.
+        busy = project.app.send_task(
+            "do.hangs", [[OK]], {"hang": "before_start", "gate": str(gate)}
+        )
+        wait_for(lambda: project.noted("hangs"), "the hook")
+        if how == "lost":
+            (tmp_path / "dies").touch()
+        wait_for(lambda: re.search(r"Child obeys#\d \(pid \d+\) ", worker.log), "its child's end")
+        gate.touch()
+        assert get(busy) == "done"
+        wait_for(lambda: project.noted("failed"), "its end")
+    names = [words[0] for words in project.noted() if words[1] == result.id]
+    assert names == ["prerun", "postrun", "failed"]
 
 
 @pytest.mark.parametrize("where", ["before_start", "on_success"])
