@@ -652,7 +652,8 @@ class World(RuleBasedStateMachine):
     def deadlines(self) -> list[float]:
         found: list[float | None] = []
         for group in self.scheduler.groups.values():
-            found += [slot.spawn_at for slot in group.slots]
+            if not self.scheduler.stopping:
+                found += [slot.spawn_at for slot in group.slots]
             found += [job.deadline for job in group.waiting if job.accepted]
             for child in group.children.values():
                 found += [child.boot_deadline, child.stop_deadline]

@@ -1,0 +1,439 @@
+"""Jobs with tracers against a pretend world in which anything happens in any order.
+
+The world is that of `test_properties`. Here, it has tracers too, and an owner of the jobs that does
+what `worker.runner` does. Tracers let a trace end at any time, also before it has asked for its
+child; they say nothing; they let go of jobs late or never.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter, deque
+from collections.abc import Callable
+
+import msgspec
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import invariant, precondition, rule
+
+from celery_subproc_pool.core.actions import (
+    Abandon,
+    Action,
+    CloseStdin,
+    Finished,
+    Resolve,
+    StandsStill,
+    Tell,
+    Write,
+)
+from celery_subproc_pool.core.ending import HOLD
+from celery_subproc_pool.core.model import Child, ChildState, Job, JobState, Tracing
+from celery_subproc_pool.settings import TRACERS, ChildSettings
+from celery_subproc_pool.wire.messages import CancelReason, Reply
+from celery_subproc_pool.wire.python import Ask, Released, Traced
+
+from . import test_properties
+from .pretend_tracing import Owner, Part, Tracer, left_to_tracer
+from .test_properties import KINDS, PICK, Process
+
+#: The groups of the world. Tracers have little room, so that traces wait.
+TRACED_KINDS = {
+    "fixed": KINDS["fixed"],
+    TRACERS: ChildSettings(
+        argv=("true",),
+        size=2,
+        stop_timeout=7.0,
+        handshake=True,
+        max_in_flight=3,
+        max_jobs=12,
+        cancel_grace=2.0,
+        kill_grace=1.0,
+        max_crashes=2,
+    ),
+    "async": KINDS["async"],
+}
+WAYS = tuple(Tracing)
+
+
+def has(child: Child, trace: Job) -> bool:
+    """Whether `trace` is with `child`, which has its request."""
+    return trace.state is JobState.SENT and child.jobs.get(trace.task_id) is trace
+
+
+class TracedWorld(test_properties.World):
+    """See this module's docstring."""
+
+    kinds = TRACED_KINDS
+    groups = tuple(TRACED_KINDS)
+
+    def __init__(self) -> None:
+        self.callbacks: deque[Callable[[], None]] = deque()
+        #: Tracers that are written to, or told that they can't be, when all else is done.
+        self.unwritable: deque[Tracer] = deque()
+        self.finished: Counter[Job] = Counter()
+        self.final: Counter[Job] = Counter()
+        self.last_reply: dict[Job, Reply | None] = {}
+        self.abandons: Counter[tuple[Job, Child]] = Counter()
+        self.held_until: float | None = None
+        self.owner = Owner(
+            lambda event, *arguments: self.note(getattr(self.scheduler, event), *arguments),
+            self.name_of,
+            self.tracers_have_let_go_of,
+        )
+        super().__init__()
+        # Celery is told by the owner.
+        self.ends = self.owner.told
+
+    def name_of(self, job: Job) -> bytes:
+        return b"%d" % self.jobs.index(job)
+
+    def job_of(self, line: bytes) -> Job:
+        return self.jobs[int(line.split()[1])]
+
+    # -- how events are told, and actions performed
+
+    def count_end(self, action: Action) -> None:
+        if isinstance(action, Resolve) and not left_to_tracer(action.job, action.outcome):
+            self.final[action.job] += 1
+        elif isinstance(action, Finished):
+            self.finished[action.job] += 1
+            self.last_reply[action.job] = action.reply
+        elif isinstance(action, Abandon):
+            assert has(action.child, action.job), "nothing is told after the end"
+            self.abandons[action.job, action.child] += 1
+        elif isinstance(action, Tell):
+            trace = self.job_of(action.line).trace
+            assert trace is not None
+            assert has(action.child, trace), "nothing is told after the end"
+        elif isinstance(action, StandsStill):
+            assert all(has(action.child, trace) for trace in action.jobs)
+
+    def perform(self, action: Action) -> None:
+        super().perform(action)
+        callback = self.owner.callback_of(action)
+        if callback is not None:
+            self.callbacks.append(callback)
+        if isinstance(action, Tell):
+            self.say(action.child, self.job_of(action.line), action.line)
+        elif isinstance(action, Abandon):
+            assert action.job.traces is not None
+            part = self.say(action.child, action.job.traces, b"abandon\n")
+            if part is not None:
+                part.abandoned = True
+        elif isinstance(action, CloseStdin):
+            for process in self.tracers():
+                process.told_to_exit |= process.child is action.child
+
+    def settle(self, action: Resolve) -> None:
+        """Whoever loses a job, its child or its tracer, may count crashes."""
+
+    def go_on(self) -> bool:
+        if self.callbacks:
+            self.callbacks.popleft()()
+        elif self.unwritable:
+            process = self.unwritable.popleft()
+            if process in self.processes and not process.told_to_exit:
+                end = self.stop_reading(process, process.child.number % 4)
+                self.note(self.scheduler.unwritten, process.child, "it closed its stdin", end)
+        else:
+            return False
+        return True
+
+    def tick(self) -> None:
+        super().tick()
+        if self.held_until is not None and self.now >= self.held_until:
+            self.held_until = None
+
+    def has_place(self, job: Job) -> bool:
+        if job.traces is not None:
+            return True
+        return self.held_until is None and super().has_place(job)
+
+    def is_over(self, job: Job) -> bool:
+        return bool(self.final[job] or self.finished[job])
+
+    # -- what tracers are told
+
+    def tracers(self) -> list[Tracer]:
+        return [process for process in self.processes if isinstance(process, Tracer)]
+
+    def process_of(self, child: Child) -> Process:
+        return Tracer(child) if child.group.name == TRACERS else Process(child)
+
+    def prepare(self, job: Job, pick: int) -> None:
+        if job.group != TRACERS:
+            job.tracing = WAYS[pick // 7 % len(WAYS)]
+        if job.tracing is not Tracing.ALWAYS:
+            job.request = b"request %d\n" % len(self.jobs)
+
+    def deliver(self, process: Process, job: Job) -> None:
+        request = job.request
+        assert request is not None
+        assert self.job_of(request) is (job.traces or job), "each gets its own request"
+        super().deliver(process, job)
+        if isinstance(process, Tracer):
+            process.begin(job)
+
+    def fail_to_write(self, process: Process, job: Job) -> None:
+        if not isinstance(process, Tracer):
+            super().fail_to_write(process, job)
+            return
+        # What is for a child with many jobs is written at the end of a turn.
+        process.close_stdin()
+        if process.told_to_exit:
+            return
+        self.deliver(process, job)
+        self.unwritable.append(process)
+
+    def say(self, child: Child, job: Job, line: bytes) -> Part | None:
+        """Write `line`, which is about `job`, to a tracer."""
+        process = next((each for each in self.tracers() if each.child is child), None)
+        if process is None or process.told_to_exit:
+            return None
+        if not process.stdin_open:
+            self.unwritable.append(process)
+            return None
+        return process.hear(job, line)
+
+    def stop_reading(self, process: Process, read: int) -> int:
+        if not isinstance(process, Tracer):
+            return super().stop_reading(process, read)
+        process.close_stdin()
+        end = super().stop_reading(process, process.most_likely(read))
+        process.parts = {task_id: process.parts[task_id] for task_id in process.asked}
+        process.readable = end
+        return end
+
+    # -- what tracers say
+
+    def answer(
+        self, process: Process, task_id: str, with_id: bool, retire: bool | None, well: bool
+    ) -> None:
+        """A tracer is through with a job, or has let go of it."""
+        if not isinstance(process, Tracer):
+            super().answer(process, task_id, with_id, retire, well)
+            return
+        part = process.speak(task_id, ends=True)
+        trace = part.trace
+        lets_go = part.heard.startswith(b"probe") or (part.abandoned and well)
+        reply = (Released if lets_go else Traced)(id=task_id, retire=retire)
+        counts = trace.state is JobState.SENT
+        if process.child.state is ChildState.STOPPING:
+            counts = counts and not self.scheduler.stopping
+        self.by_process(self.scheduler.replied, process.child, reply)
+        found = [job for job, last in self.last_reply.items() if last is reply]
+        if trace.traces is None:
+            assert found == []
+            assert (self.answered.get(trace) is reply) == counts
+        else:
+            assert found == ([trace.traces] if counts else [])
+
+    @rule(pick=PICK, turn=st.booleans())
+    def ask(self, pick: int, turn: bool) -> None:
+        if self.told_by_threads:
+            self.end_turn()
+        asking = [
+            (process, task_id)
+            for process in self.tracers()
+            for task_id, part in process.parts.items()
+            if part.exchanges and process.stdout_open
+        ]
+        if asking:
+            self.ask_for(*asking[pick % len(asking)])
+        if turn:
+            self.end_turn()
+
+    def ask_for(self, process: Tracer, task_id: str) -> None:
+        part = process.speak(task_id, ends=False)
+        part.asked = True
+        job = part.trace.traces
+        assert job is not None
+        awaited = part.trace.state is job.state is JobState.SENT
+        assert not awaited, "no child works before its tracer has asked"
+        expected = part.trace.state is JobState.SENT and job.state is JobState.RESERVED
+        before = len(self.pending)
+        request = msgspec.Raw(b"request " + self.name_of(job))
+        self.by_process(self.scheduler.asked, process.child, Ask(id=task_id, request=request))
+        writes = [each for each in list(self.pending)[before:] if isinstance(each, Write)]
+        assert [each.job for each in writes] == ([job] if expected else [])
+
+    @rule(pick=PICK)
+    def close_stdin(self, pick: int) -> None:
+        """Nobody notices before the next line for it."""
+        tracers = self.tracers()
+        if tracers:
+            tracers[pick % len(tracers)].close_stdin()
+
+    def end_work(self, process: Process) -> None:
+        if not isinstance(process, Tracer):
+            super().end_work(process)
+            return
+        for task_id, part in list(process.parts.items()):
+            if part.exchanges:
+                self.ask_for(process, task_id)
+            elif part.abandoned or b"answer" in part.heard or not part.asked:
+                self.answer(process, task_id, True, None, True)
+
+    # -- what becomes of jobs
+
+    @precondition(lambda self: self.jobs)
+    @rule(pick=PICK, turn=st.booleans())
+    def end_for_shutdown(self, pick: int, turn: bool) -> None:
+        """Celery ends a job because it stops, or has lost its broker."""
+        recent = self.jobs[-6:]
+        job = recent[pick % len(recent)]
+        terminate, reason = self.scheduler.terminate, CancelReason.SHUTDOWN
+        self.by_thread(lambda now: terminate(job, signal.SIGTERM, now, reason))
+        self.held_until = self.now + HOLD
+        if turn:
+            self.end_turn()
+
+    @rule()
+    def flush(self) -> None:
+        super().flush()
+        self.held_until = None
+
+    @precondition(lambda self: self.accepts)
+    @rule(pick=PICK, turn=st.booleans())
+    def give_up(self, pick: int, turn: bool) -> None:
+        recent = list(self.accepts)[-6:]
+        job = recent[pick % len(recent)]
+        if self.ends[job]:
+            return
+        self.give_up_one(job)
+        if turn:
+            self.end_turn()
+
+    def give_up_one(self, job: Job) -> None:
+        if not self.told_by_threads:
+            self.told_by_threads = True
+            self.tick()
+        self.owner.give_up(job)
+
+    # -- what must hold at any time
+
+    def tracers_have_let_go_of(self, job: Job) -> None:
+        """Celery is told of the end of `job`: no tracer may store an earlier state after that."""
+        for process in self.tracers():
+            part = process.parts.get(job.task_id)
+            if part is not None and part.trace.traces is job:
+                assert process.killed or process.child.unkillable
+
+    @invariant()
+    def each_trace_ends_at_most_once(self) -> None:
+        assert all(count == 1 for count in self.final.values())
+        assert all(count == 1 for count in self.abandons.values())
+        begun = Counter(trace.traces for trace in self.owner.traces)
+        assert all(count <= begun[job] for job, count in self.finished.items())
+
+    @invariant()
+    def a_tracer_is_due_to_speak_of_jobs_that_it_has(self) -> None:
+        for child in self.scheduler.groups[TRACERS].children.values():
+            if child.state is not ChildState.STOPPING:
+                assert all(has(child, trace) for trace in child.due)
+                assert (child.quiet_since is None) == (child.warn_at is None) == (not child.due)
+
+    @invariant()
+    def jobs_and_traces_agree_between_turns(self) -> None:
+        if self.pending or self.callbacks or self.told_by_threads:
+            return
+        for trace in self.owner.traces:
+            job = trace.traces
+            assert job is not None
+            if trace.state is JobState.CLOSED:
+                assert job.state is JobState.CLOSED, "no job goes on without its trace"
+            elif job.state is JobState.CLOSED and job not in self.owner.probed:
+                assert trace.kill_at is not None, "its tracer was told that the job is over"
+            elif job.state is JobState.ANSWERED:
+                assert trace.deadline == job.deadline
+        for job in self.jobs:
+            if job.state is JobState.ANSWERED:
+                assert job.trace is not None, "somebody will end it"
+            if job.state is JobState.SENT and job.tracing is Tracing.ALWAYS:
+                assert job.trace is not None
+                assert job.trace.state is JobState.SENT, "no child works for nobody"
+        self.tracers_know_all()
+
+    def tracers_know_all(self) -> None:
+        """What a tracer was told of a trace is all that there is to tell."""
+        for process in self.tracers():
+            if process.stdin_open and not process.told_to_exit and not process.killed:
+                for part in process.parts.values():
+                    if has(process.child, part.trace):
+                        told = part.heard.removesuffix(b"abandon\n")
+                        assert told == part.trace.request
+
+    def deadlines(self) -> list[float]:
+        found = super().deadlines()
+        for child in self.scheduler.groups[TRACERS].children.values():
+            if child.warn_at is not None and child.state is not ChildState.STOPPING:
+                found.append(child.warn_at)
+        if self.held_until is not None and self.held_until > self.now:
+            found.append(self.held_until)
+        return found
+
+    # -- what must hold in the end
+
+    def teardown(self) -> None:
+        super().teardown()
+        assert all(job.state is JobState.CLOSED for job in (*self.jobs, *self.owner.traces))
+        for group in self.scheduler.groups.values():
+            assert not group.waiting
+            for child in group.children.values():
+                assert not child.jobs
+                assert not child.due
+        ends = self.final + self.finished
+        for job in self.jobs:
+            traces = sum(trace.traces is job for trace in self.owner.traces)
+            assert max(traces, 1) <= ends[job] <= traces + 1
+
+
+class ClosingWorld(TracedWorld):
+    """The worker stops, and tracers start only when they are needed."""
+
+    on_demand = TRACERS
+
+    @precondition(lambda self: len(self.jobs) > 5)
+    @rule(turn=st.booleans())
+    def close(self, turn: bool) -> None:
+        self.by_thread(self.scheduler.close)
+        self.held_until = None
+        if turn:
+            self.end_turn()
+
+    @precondition(lambda self: len(self.jobs) > 9 and not self.scheduler.stopping)
+    @rule(turns=st.integers(0, 3), turn=st.booleans())
+    def stop(self, turns: int, turn: bool) -> None:
+        """Children stop when Celery knows how all jobs have ended."""
+        self.close(True)
+        for _ in range(turns):
+            self.let_all_go_well()
+        for job in self.jobs:
+            if not self.ends[job]:
+                self.give_up_one(job)
+        self.by_thread(self.scheduler.stop)
+        if turn:
+            self.end_turn()
+
+    def come_to_rest(self) -> None:
+        if not self.scheduler.stopping:
+            super().come_to_rest()
+            return
+        while self.processes:
+            # All ignore what they are told, until they are killed.
+            for process in [process for process in self.processes if process.killed]:
+                self.exit_of(process, -9)
+            self.end_turn()
+            self.now = min((due for due in self.deadlines() if due > self.now), default=self.now)
+            self.end_turn()
+
+
+for world in (TracedWorld, ClosingWorld):
+    world.TestCase.settings = settings(
+        max_examples=150,
+        stateful_step_count=50,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    )
+TestTraces = TracedWorld.TestCase
+TestClosing = ClosingWorld.TestCase
