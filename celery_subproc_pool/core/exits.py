@@ -97,9 +97,10 @@ class Exits:
         ends = self._jobs.lose(child, lost, count_crash=not self._spawning.stopped)
         service.clear(child)
         slots.forget(child)
-        # Now, because nothing is known of the child once it is forgotten.
-        ends += self._traces.settle(now)
-        return [*ends, *actions, Forget(child, self._leaves(child))]
+        # Now, because nothing is known of the child once it is forgotten; and last, because traces
+        # end after their jobs, some of which the replacement has given up.
+        settled = self._traces.settle(now)
+        return [*ends, *actions, *settled, Forget(child, self._leaves(child))]
 
     def _exited_as_expected(self, child: Child, reason: str) -> list[Action]:
         """`child` was replaced, or told to stop, before it exited."""
