@@ -40,6 +40,11 @@ class Part:
         """Whether it has still to ask for the exchange with a child."""
         return self.heard.startswith(b"begin") and not self.asked and not self.abandoned
 
+    @property
+    def can_end(self) -> bool:
+        """Whether it has all that it needs to come to its end."""
+        return self.abandoned or not self.heard.startswith(b"begin") or b"answer" in self.heard
+
 
 class Tracer(Process):
     """A tracer's process."""

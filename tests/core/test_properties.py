@@ -119,11 +119,13 @@ class World(RuleBasedStateMachine):
     groups: tuple[str, ...] = tuple(KINDS)
     #: The group that spawns no child until a job waits for one; empty if there is none.
     on_demand = ""
+    #: How many jobs may be open at first.
+    limit = 4
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        limit = 4
+        limit = self.limit
         jitter = Random(1).random
         self.scheduler = Scheduler(
             {
@@ -351,7 +353,7 @@ class World(RuleBasedStateMachine):
     def flush(self) -> None:
         self.by_thread(self.scheduler.flush)
 
-    @precondition(lambda self: self.scheduler.limit < 5)
+    @precondition(lambda self: self.scheduler.limit <= self.limit)
     @rule(count=st.integers(1, 2), turn=st.booleans())
     def grow(self, count: int, turn: bool) -> None:
         self.by_thread(self.scheduler.grow, count)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import signal
 from collections import Counter, deque
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import msgspec
 from hypothesis import HealthCheck, settings
@@ -53,6 +55,11 @@ TRACED_KINDS = {
     "async": KINDS["async"],
 }
 WAYS = tuple(Tracing)
+#: What may go wrong, or change.
+HARMS = (
+    *("id", "no id", "garbage", "unwritten", "unsolicited", "stdout", "stdin", "spawns"),
+    *("flush", "grow", "shrink", "restart"),
+)
 
 
 def has(child: Child, trace: Job) -> bool:
@@ -65,6 +72,7 @@ class TracedWorld(test_properties.World):
 
     kinds = TRACED_KINDS
     groups = tuple(TRACED_KINDS)
+    limit = 7
 
     def __init__(self) -> None:
         self.callbacks: deque[Callable[[], None]] = deque()
@@ -159,6 +167,12 @@ class TracedWorld(test_properties.World):
 
     def process_of(self, child: Child) -> Process:
         return Tracer(child) if child.group.name == TRACERS else Process(child)
+
+    def submit_one(self, *arguments: Any) -> None:
+        # As `worker.slots`: Celery hands over no more jobs than may be open.
+        under_way = sum(not self.ends[job] for job in self.jobs)
+        if under_way < self.scheduler.limit:
+            super().submit_one(*arguments)
 
     def prepare(self, job: Job, pick: int) -> None:
         if job.group != TRACERS:
@@ -257,13 +271,6 @@ class TracedWorld(test_properties.World):
         writes = [each for each in list(self.pending)[before:] if isinstance(each, Write)]
         assert [each.job for each in writes] == ([job] if expected else [])
 
-    @rule(pick=PICK)
-    def close_stdin(self, pick: int) -> None:
-        """Nobody notices before the next line for it."""
-        tracers = self.tracers()
-        if tracers:
-            tracers[pick % len(tracers)].close_stdin()
-
     def end_work(self, process: Process) -> None:
         if not isinstance(process, Tracer):
             super().end_work(process)
@@ -271,8 +278,71 @@ class TracedWorld(test_properties.World):
         for task_id, part in list(process.parts.items()):
             if part.exchanges:
                 self.ask_for(process, task_id)
-            elif part.abandoned or b"answer" in part.heard or not part.asked:
+            elif part.can_end:
                 self.answer(process, task_id, True, None, True)
+
+    def next_steps(self) -> list[Callable[[], None]]:
+        """What processes that do as they should may do next."""
+        steps: list[Callable[[], None]] = []
+        for process in self.processes:
+            if process.boots and process.stdout_open:
+                steps.append(partial(self.greet, process))
+            for task_id in process.asked if process.stdout_open else ():
+                part = process.parts[task_id] if isinstance(process, Tracer) else None
+                if isinstance(process, Tracer) and part is not None and part.exchanges:
+                    steps.append(partial(self.ask_for, process, task_id))
+                elif part is None or part.can_end:
+                    steps.append(partial(self.answer, process, task_id, True, None, True))
+        return steps
+
+    def greet(self, process: Process) -> None:
+        process.boots = False
+        greeting = test_properties.greeting(process.child)
+        self.by_process(self.scheduler.ready, process.child, greeting, None)
+
+    @rule(picks=st.lists(PICK, min_size=2, max_size=12))
+    def work(self, picks: list[int]) -> None:
+        """Let some things go well. If only chance did, most traces would not get far."""
+        for pick in picks:
+            self.end_turn()
+            steps = self.next_steps()
+            if steps:
+                steps[pick % len(steps)]()
+
+    # -- what goes wrong. As rules of their own, these would leave few traces to look at
+
+    misbehave = close_stdout = spoil_the_next_write = fail_the_next_spawns = None  # type: ignore[assignment]
+    flush = grow = shrink = restart = None  # type: ignore[assignment]
+
+    @rule(pick=PICK, how=st.sampled_from(HARMS), turn=st.booleans())
+    def go_wrong(self, pick: int, how: str, turn: bool) -> None:
+        world = super()
+        if how in ("id", "no id", "garbage") and self.processes:
+            world.misbehave(pick, how, turn)
+        elif how in ("unwritten", "unsolicited"):
+            world.spoil_the_next_write(how)
+        elif how == "stdout" and self.processes:
+            world.close_stdout(pick, turn)
+        elif how == "stdin" and self.tracers():
+            # Nobody notices before the next line for it.
+            self.tracers()[pick % len(self.tracers())].close_stdin()
+        elif how == "spawns":
+            world.fail_the_next_spawns(pick % 3 + 1)
+        elif how == "flush":
+            world.flush()
+            self.held_until = None
+        elif not self.scheduler.stopping:
+            self.change(pick, how, turn)
+
+    def change(self, pick: int, how: str, turn: bool) -> None:
+        world = super()
+        if how == "grow" and self.scheduler.limit <= self.limit:
+            world.grow(pick % 2 + 1, turn)
+        elif how == "shrink":
+            world.shrink(pick % 3, turn)
+        elif how == "restart":
+            groups = list(self.scheduler.groups.values())
+            self.by_thread(self.scheduler.restart, [groups[pick % len(groups)]])
 
     # -- what becomes of jobs
 
@@ -287,11 +357,6 @@ class TracedWorld(test_properties.World):
         self.held_until = self.now + HOLD
         if turn:
             self.end_turn()
-
-    @rule()
-    def flush(self) -> None:
-        super().flush()
-        self.held_until = None
 
     @precondition(lambda self: self.accepts)
     @rule(pick=PICK, turn=st.booleans())
@@ -409,11 +474,13 @@ class ClosingWorld(TracedWorld):
         for _ in range(turns):
             self.let_all_go_well()
         for job in self.jobs:
-            if not self.ends[job]:
+            if job.state is not JobState.CLOSED:
                 self.give_up_one(job)
-        self.by_thread(self.scheduler.stop)
-        if turn:
-            self.end_turn()
+        self.end_turn()
+        if all(self.ends[job] for job in self.jobs):
+            self.by_thread(self.scheduler.stop)
+            if turn:
+                self.end_turn()
 
     def come_to_rest(self) -> None:
         if not self.scheduler.stopping:
