@@ -363,7 +363,7 @@ class TracedWorld(test_properties.World):
     def give_up(self, pick: int, turn: bool) -> None:
         recent = list(self.accepts)[-6:]
         job = recent[pick % len(recent)]
-        if self.ends[job]:
+        if job.state is JobState.CLOSED or self.ends[job]:
             return
         self.give_up_one(job)
         if turn:
