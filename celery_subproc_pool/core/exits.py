@@ -70,6 +70,7 @@ class Exits:
             return self._replacing.expect_exit(child, reason, now)
         # It may answer what it has read, within the limits of its jobs.
         actions = self._replacing.replace(child, Cause.EXITED, reason, now, ChildState.BUSY)
+        self._traces.unwritten(child)
         if not any(_can_be_done(job, read) for job in sent):
             # It can only exit.
             stop_timeout = child.group.settings.stop_timeout

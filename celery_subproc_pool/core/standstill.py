@@ -44,6 +44,13 @@ class Standstill:
         tracer.stands_still = False
         return [GoesOn(tracer, now - quiet_since)]
 
+    @staticmethod
+    def forget(tracer: Child) -> None:
+        """Traces that `tracer` has not read were taken back: it is not to say anything of them."""
+        tracer.due = {trace for trace in tracer.due if trace.child is tracer}
+        if not tracer.due:
+            tracer.quiet_since = tracer.warn_at = None
+
     def tick(self, child: Child, now: float) -> list[Action]:
         """Warn if `child`, a tracer, has said nothing for too long."""
         if child.warn_at is None or child.quiet_since is None or child.state is ChildState.STOPPING:

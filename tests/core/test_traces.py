@@ -19,6 +19,7 @@ from celery_subproc_pool.core.actions import (
     Kill,
     Resolve,
     Spawn,
+    StandsStill,
     Tell,
     Write,
 )
@@ -79,6 +80,10 @@ def lost_with(actions: list[Action]) -> list[tuple[Job, Outcome, Child | None]]:
 
 def sorted_by_id(found: list[tuple[Job, Outcome, Child | None]]) -> list[Any]:
     return sorted(found, key=lambda each: each[0].task_id)
+
+
+def stands_still(world: World) -> list[StandsStill]:
+    return [each for each in world.standstills if isinstance(each, StandsStill)]
 
 
 def next_tracer(world: World) -> Child:
@@ -425,6 +430,22 @@ def test_a_tracer_that_takes_no_more_lines_has_stop_timeout_to_end_what_it_can()
     assert kills(world.at(STOP_TIMEOUT)) == [signal.SIGTERM]
     actions = world.tell(world.scheduler.exited, tracer, 0, READ_ALL)
     assert lost_with(actions) == [(job, Lost(0, "it closed its stdin"), tracer)]
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_tracer_that_reads_no_more_does_not_stand_still_for_what_it_has_not_read(
+    others: int,
+) -> None:
+    world = world_of_tracers(3)
+    _, _, tracer = world.send_traced()
+    for _ in range(others):
+        world.trace(world.submit("other"))
+    unread = world.trace(world.submit("unread"))
+    unread.offset = READ_NOTHING + 1
+    world.tell(world.scheduler.unwritten, tracer, "it closed its stdin", READ_NOTHING + 1)
+    assert (unread.state, list(tracer.jobs)) == (JobState.QUEUED, ["x", "other"][: others + 1])
+    world.at(5.0)
+    assert [(each.child, len(each.jobs)) for each in stands_still(world)] == [(tracer, 1)] * others
 
 
 # -- a tracer breaks the protocol
