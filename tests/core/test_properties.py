@@ -32,7 +32,7 @@ from celery_subproc_pool.core.actions import (
 from celery_subproc_pool.core.model import Child, ChildState, Group, Job, JobState
 from celery_subproc_pool.core.outcomes import Answered, Lost
 from celery_subproc_pool.core.scheduler import Scheduler
-from celery_subproc_pool.settings import ChildSettings
+from celery_subproc_pool.settings import TRACERS, ChildSettings
 from celery_subproc_pool.wire.messages import Error, Feature, Log, Ok, Progress, Ready, Reply
 
 REQUEST = b"request"
@@ -105,6 +105,8 @@ KINDS = {
 
 def greeting(child: Child) -> Ready:
     """What a child says of itself: some can be told to end a job, and some can't."""
+    if child.group.name == TRACERS:
+        return Ready(protocol=1, features=("multiplex",))
     if not child.group.name.startswith("async"):
         return Ready(protocol=1)
     features = ("multiplex", "progress", "log", "cancel")[: 4 if child.number % 3 else 3]
