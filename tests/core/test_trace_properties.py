@@ -143,7 +143,7 @@ class TracedWorld(test_properties.World):
         elif self.unwritable:
             process = self.unwritable.popleft()
             if process in self.processes and not process.told_to_exit:
-                end = self.stop_reading(process, process.child.number % 4)
+                end = self.stop_reading(process, len(self.jobs) % 3)
                 self.note(self.scheduler.unwritten, process.child, "it closed its stdin", end)
         else:
             return False
@@ -497,7 +497,7 @@ class ClosingWorld(TracedWorld):
 
 for world in (TracedWorld, ClosingWorld):
     world.TestCase.settings = settings(
-        max_examples=150,
+        max_examples=400 if world is TracedWorld else 150,
         stateful_step_count=50,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
