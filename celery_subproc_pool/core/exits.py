@@ -71,8 +71,9 @@ class Exits:
         # It may answer what it has read, within the limits of its jobs.
         actions = self._replacing.replace(child, Cause.EXITED, reason, now, ChildState.BUSY)
         self._traces.unwritten(child)
-        if not any(_can_be_done(job, read) for job in sent):
-            # It can only exit.
+        traces = any(job.traces is not None for job in sent)
+        if traces or not any(_can_be_done(job, read) for job in sent):
+            # It can only exit. A tracer that also has a task of Celery's own would never do so.
             stop_timeout = child.group.settings.stop_timeout
             self._stopping.escalate_at(child, now + stop_timeout, terminating=False)
         return actions
@@ -145,9 +146,9 @@ class Exits:
 
 
 def _can_be_done(job: Job, read: int) -> bool:
-    """Return whether a child that has read `read` bytes, and reads no more, can do `job`. Of a
-    trace, it would have to be told how it goes on."""
-    return job.traces is None and job.offset + len(job.request or b"") <= read
+    """Return whether a child that has read `read` bytes, and reads no more, can do `job`, which is
+    no trace: of a trace, it would have to be told how it goes on."""
+    return job.offset + len(job.request or b"") <= read
 
 
 def _why_not_ready(child: Child) -> str:

@@ -432,6 +432,30 @@ def test_a_tracer_that_takes_no_more_lines_has_stop_timeout_to_end_what_it_can()
     assert lost_with(actions) == [(job, Lost(0, "it closed its stdin"), tracer)]
 
 
+def test_a_tracer_that_takes_no_more_lines_is_ended_despite_a_task_of_celerys_own() -> None:
+    """Nothing else would ever end the job that it traces."""
+    world = world_of_tracers()
+    job, _, tracer = world.send_traced()
+    world.submit("own", TRACERS, Tracing.NEVER)
+    world.tell(world.scheduler.unwritten, tracer, "it closed its stdin", READ_ALL)
+    reply(world, tracer, Traced(id="own"))
+    assert kills(world.at(STOP_TIMEOUT)) == [signal.SIGTERM]
+    actions = world.tell(world.scheduler.exited, tracer, 0, READ_ALL)
+    assert [each for each, _, _ in lost_with(actions)] == [job]
+
+
+def test_a_trace_that_is_taken_back_has_no_cancel_pending() -> None:
+    world = world_of_tracers(2)
+    _, _, tracer = world.send_traced("read")
+    job = world.submit()
+    world.trace(job).offset = READ_NOTHING + 1
+    world.tell(world.scheduler.terminate, job, signal.SIGTERM)
+    assert tracer.pending_cancels == 1
+    actions = world.tell(world.scheduler.unwritten, tracer, "it closed its stdin", READ_NOTHING + 1)
+    assert ends(actions) == [Finished(job, None)]
+    assert (list(tracer.jobs), tracer.pending_cancels) == (["read"], 0)
+
+
 @pytest.mark.parametrize("others", [0, 1])
 def test_a_tracer_that_reads_no_more_does_not_stand_still_for_what_it_has_not_read(
     others: int,
