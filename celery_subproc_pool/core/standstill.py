@@ -39,6 +39,8 @@ class Standstill:
         tracer.due.discard(trace)
         tracer.quiet_since = now if tracer.due else None
         tracer.warn_at = now + STANDSTILL if tracer.due else None
+        # After a standstill, this is before the next warning would have come.
+        self._alarm.set(tracer.warn_at)
         if not tracer.stands_still or quiet_since is None:
             return []
         tracer.stands_still = False

@@ -432,6 +432,18 @@ def test_a_tracer_that_takes_no_more_lines_has_stop_timeout_to_end_what_it_can()
     assert lost_with(actions) == [(job, Lost(0, "it closed its stdin"), tracer)]
 
 
+def test_a_tracer_that_has_stood_still_is_watched_anew() -> None:
+    world = world_of_tracers(2)
+    for name in ("x", "y"):
+        world.trace(world.submit(name))
+    [tracer] = tracers_of(world)
+    world.at(40.0)
+    reply(world, tracer, Traced(id="x"))
+    assert world.scheduler.next_deadline == 45.0
+    world.at(45.0)
+    assert [each.seconds for each in stands_still(world)] == [40.0, 5.0]
+
+
 def test_a_tracer_that_takes_no_more_lines_is_ended_despite_a_task_of_celerys_own() -> None:
     """Nothing else would ever end the job that it traces."""
     world = world_of_tracers()
