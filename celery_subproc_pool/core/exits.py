@@ -70,8 +70,10 @@ class Exits:
             return self._replacing.expect_exit(child, reason, now)
         # It may answer what it has read, within the limits of its jobs.
         actions = self._replacing.replace(child, Cause.EXITED, reason, now, ChildState.BUSY)
-        if not any(_can_be_done(job, read) for job in sent):
-            # It can only exit.
+        self._traces.unwritten(child)
+        traces = any(job.traces is not None for job in sent)
+        if traces or not any(_can_be_done(job, read) for job in sent):
+            # It can only exit. A tracer that also has a task of Celery's own would never do so.
             stop_timeout = child.group.settings.stop_timeout
             self._stopping.escalate_at(child, now + stop_timeout, terminating=False)
         return actions
@@ -97,9 +99,10 @@ class Exits:
         ends = self._jobs.lose(child, lost, count_crash=not self._spawning.stopped)
         service.clear(child)
         slots.forget(child)
-        # Now, because nothing is known of the child once it is forgotten.
-        ends += self._traces.settle(now)
-        return [*ends, *actions, Forget(child, self._leaves(child))]
+        # Now, because nothing is known of the child once it is forgotten; and last, because traces
+        # end after their jobs, some of which the replacement has given up.
+        settled = self._traces.settle(now)
+        return [*ends, *actions, *settled, Forget(child, self._leaves(child))]
 
     def _exited_as_expected(self, child: Child, reason: str) -> list[Action]:
         """`child` was replaced, or told to stop, before it exited."""
@@ -143,9 +146,9 @@ class Exits:
 
 
 def _can_be_done(job: Job, read: int) -> bool:
-    """Return whether a child that has read `read` bytes, and reads no more, can do `job`. Of a
-    trace, it would have to be told how it goes on."""
-    return job.traces is None and job.offset + len(job.request or b"") <= read
+    """Return whether a child that has read `read` bytes, and reads no more, can do `job`, which is
+    no trace: of a trace, it would have to be told how it goes on."""
+    return job.offset + len(job.request or b"") <= read
 
 
 def _why_not_ready(child: Child) -> str:

@@ -39,10 +39,19 @@ class Standstill:
         tracer.due.discard(trace)
         tracer.quiet_since = now if tracer.due else None
         tracer.warn_at = now + STANDSTILL if tracer.due else None
+        # After a standstill, this is before the next warning would have come.
+        self._alarm.set(tracer.warn_at)
         if not tracer.stands_still or quiet_since is None:
             return []
         tracer.stands_still = False
         return [GoesOn(tracer, now - quiet_since)]
+
+    @staticmethod
+    def forget(tracer: Child) -> None:
+        """Traces that `tracer` has not read were taken back: it is not to say anything of them."""
+        tracer.due = {trace for trace in tracer.due if trace.child is tracer}
+        if not tracer.due:
+            tracer.quiet_since = tracer.warn_at = None
 
     def tick(self, child: Child, now: float) -> list[Action]:
         """Warn if `child`, a tracer, has said nothing for too long."""

@@ -72,6 +72,10 @@ class Traces:
         """`trace` was written to `tracer`."""
         self._standstill.expect(tracer, trace, now)
 
+    def unwritten(self, tracer: Child) -> None:
+        """`tracer` reads no more, and keeps only the traces that it has read."""
+        self._standstill.forget(tracer)
+
     def asked(self, tracer: Child, ask: Ask, now: float) -> list[Action]:
         """`tracer` asks for the exchange with the external child of a job."""
         trace = tracer.jobs.get(ask.id)

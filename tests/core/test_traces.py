@@ -19,6 +19,7 @@ from celery_subproc_pool.core.actions import (
     Kill,
     Resolve,
     Spawn,
+    StandsStill,
     Tell,
     Write,
 )
@@ -79,6 +80,10 @@ def lost_with(actions: list[Action]) -> list[tuple[Job, Outcome, Child | None]]:
 
 def sorted_by_id(found: list[tuple[Job, Outcome, Child | None]]) -> list[Any]:
     return sorted(found, key=lambda each: each[0].task_id)
+
+
+def stands_still(world: World) -> list[StandsStill]:
+    return [each for each in world.standstills if isinstance(each, StandsStill)]
 
 
 def next_tracer(world: World) -> Child:
@@ -263,7 +268,7 @@ def test_a_tracer_that_exits_costs_a_child_nothing_that_has_no_request() -> None
     trace, child = world.trace(job), child_of(job)
     tracer = child_of(trace)
     actions = world.tell(world.scheduler.exited, tracer, -11, READ_ALL)
-    assert actions[0] == Resolve(job, CRASH, tracer)
+    assert ends(actions) == [Resolve(job, CRASH, tracer)]
     assert actions[-1] == Forget(tracer)
     assert (child.state, child.jobs, kills(actions)) == (ChildState.IDLE, {}, [])
     assert (job.state, trace.state, world.scheduler.open_jobs) == (
@@ -384,6 +389,20 @@ def test_a_job_whose_tracers_end_before_they_read_it_is_given_up() -> None:
     assert (child.state, world.idle()) == (ChildState.IDLE, True)
 
 
+def test_a_job_that_is_given_up_while_its_tracer_boots_ends_before_its_trace() -> None:
+    """Otherwise Celery would be told that the trace has ended without a reason."""
+    world = World(a=kind(1), tracers=kind(1, handshake=True, max_in_flight=9))
+    job = world.submit()
+    assert world.trace(job).state is JobState.QUEUED
+    for _ in range(MAX_REQUEUES):
+        assert ends(world.tell(world.scheduler.exited, child_of(job), 1, READ_NOTHING)) == []
+        world.at(world.now + 1.0)
+    child = child_of(job)
+    actions = world.tell(world.scheduler.exited, child, 1, READ_NOTHING)
+    lost = Lost(None, "4 children in a row ended before they had read the job")
+    assert ends(actions) == [Resolve(job, lost, child, unfinished=True), Finished(job, None)]
+
+
 def test_a_tracer_that_cannot_be_killed_loses_its_jobs() -> None:
     world = world_of_tracers(2)
     job, _, tracer = world.send_traced()
@@ -411,6 +430,58 @@ def test_a_tracer_that_takes_no_more_lines_has_stop_timeout_to_end_what_it_can()
     assert kills(world.at(STOP_TIMEOUT)) == [signal.SIGTERM]
     actions = world.tell(world.scheduler.exited, tracer, 0, READ_ALL)
     assert lost_with(actions) == [(job, Lost(0, "it closed its stdin"), tracer)]
+
+
+def test_a_tracer_that_has_stood_still_is_watched_anew() -> None:
+    world = world_of_tracers(2)
+    for name in ("x", "y"):
+        world.trace(world.submit(name))
+    [tracer] = tracers_of(world)
+    world.at(40.0)
+    reply(world, tracer, Traced(id="x"))
+    assert world.scheduler.next_deadline == 45.0
+    world.at(45.0)
+    assert [each.seconds for each in stands_still(world)] == [40.0, 5.0]
+
+
+def test_a_tracer_that_takes_no_more_lines_is_ended_despite_a_task_of_celerys_own() -> None:
+    """Nothing else would ever end the job that it traces."""
+    world = world_of_tracers()
+    job, _, tracer = world.send_traced()
+    world.submit("own", TRACERS, Tracing.NEVER)
+    world.tell(world.scheduler.unwritten, tracer, "it closed its stdin", READ_ALL)
+    reply(world, tracer, Traced(id="own"))
+    assert kills(world.at(STOP_TIMEOUT)) == [signal.SIGTERM]
+    actions = world.tell(world.scheduler.exited, tracer, 0, READ_ALL)
+    assert [each for each, _, _ in lost_with(actions)] == [job]
+
+
+def test_a_trace_that_is_taken_back_has_no_cancel_pending() -> None:
+    world = world_of_tracers(2)
+    _, _, tracer = world.send_traced("read")
+    job = world.submit()
+    world.trace(job).offset = READ_NOTHING + 1
+    world.tell(world.scheduler.terminate, job, signal.SIGTERM)
+    assert tracer.pending_cancels == 1
+    actions = world.tell(world.scheduler.unwritten, tracer, "it closed its stdin", READ_NOTHING + 1)
+    assert ends(actions) == [Finished(job, None)]
+    assert (list(tracer.jobs), tracer.pending_cancels) == (["read"], 0)
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_tracer_that_reads_no_more_does_not_stand_still_for_what_it_has_not_read(
+    others: int,
+) -> None:
+    world = world_of_tracers(3)
+    _, _, tracer = world.send_traced()
+    for _ in range(others):
+        world.trace(world.submit("other"))
+    unread = world.trace(world.submit("unread"))
+    unread.offset = READ_NOTHING + 1
+    world.tell(world.scheduler.unwritten, tracer, "it closed its stdin", READ_NOTHING + 1)
+    assert (unread.state, list(tracer.jobs)) == (JobState.QUEUED, ["x", "other"][: others + 1])
+    world.at(5.0)
+    assert [(each.child, len(each.jobs)) for each in stands_still(world)] == [(tracer, 1)] * others
 
 
 # -- a tracer breaks the protocol
@@ -515,10 +586,8 @@ def test_if_a_child_loses_a_job_its_tracer_lets_go_of_it() -> None:
     world = world_of_tracers()
     job, child, tracer = world.send_traced()
     actions = world.tell(world.scheduler.exited, child, -11, READ_ALL)
-    assert actions[:2] == [
-        Resolve(job, CRASH, child, unfinished=True),
-        Abandon(tracer, trace_of(job), revoked=False),
-    ]
+    assert ends(actions) == [Resolve(job, CRASH, child, unfinished=True)]
+    assert Abandon(tracer, trace_of(job), revoked=False) in actions
     assert reply(world, tracer, Released(id="x")) == [Finished(job, Released(id="x"))]
 
 
