@@ -562,6 +562,14 @@ def test_the_settings_of_python_children(environ: dict[str, str]) -> None:
     assert child.kill_grace == 0.1
 
 
+def test_the_settings_of_tracers(environ: dict[str, str]) -> None:
+    tracers = load({"tracers": {"max_in_flight": 9, "cancel_grace": 3}}, environ).tracers
+    child = tracers.as_child(("cat", "-u"), 4)
+    assert (child.command, child.size, child.max_in_flight) == (("cat", "-u"), 4, 9)
+    assert (child.handshake, child.timeout, child.cancel_grace) == (True, None, 3.0)
+    assert load({"tracers": {"size": 2}}, environ).tracers.as_child(("cat",), 4).size == 2
+
+
 def test_python_children_need_no_setting() -> None:
     python = load(None).python
     assert (python.executable, python.prefix, python.size) == (None, (), None)

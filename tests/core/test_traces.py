@@ -127,6 +127,23 @@ def test_a_traced_job_from_arrival_to_end() -> None:
     assert (scheduler.open_jobs, world.idle(), world.at(100.0)) == (0, True, [])
 
 
+def test_what_is_told_of_a_job_whose_trace_waits_is_read_with_the_trace() -> None:
+    world = world_of_tracers(children=2, most=1)
+    world.tell(world.scheduler.trace, world.submit("x"), TASK)
+    job = world.submit("y")
+    world.tell(world.scheduler.trace, job, TASK)
+    assert trace_of(job).state is JobState.QUEUED
+    assert world.tell(world.scheduler.tell, job, LINE) == []
+    assert trace_of(job).request == TASK + LINE
+
+
+def test_tracers_that_may_not_be_needed_need_not_start() -> None:
+    group = world_of_tracers().scheduler.groups[TRACERS]
+    assert group.must_start
+    group.on_demand = True
+    assert not group.must_start
+
+
 def test_a_job_on_the_fast_path_needs_no_tracer_if_it_is_ok() -> None:
     world = world_of_tracers()
     job, child = world.send(tracing=Tracing.UNLESS_OK)
