@@ -114,8 +114,7 @@ class Job(_Referable):
     trace: Job | None = field(default=None, init=False)
     #: Of a trace: the job that it traces.
     traces: Job | None = field(default=None, init=False)
-    #: What to write: known from the start, or once the tracer has provided it. That of a trace
-    #: grows by what its tracer is told later.
+    #: What to write, once it is known. That of a trace grows by what its tracer is told later.
     request: bytes | None = field(default=None, init=False)
     #: Whether Celery was told that the job is accepted.
     accepted: bool = field(default=False, init=False)
@@ -382,8 +381,7 @@ class Group:
 
     @property
     def must_start(self) -> bool:
-        """Whether it has children when the pool starts. With ``--autoscale=10,0``, a group may
-        start without any."""
+        """Whether it has children when the pool starts. With ``--autoscale=10,0``, it may not."""
         return bool(self.slots) and not self.on_demand
 
     @property

@@ -71,6 +71,11 @@ class Traces:
     def written(self, trace: Job, tracer: Child, now: float) -> None:
         """`trace` was written to `tracer`."""
         self._standstill.expect(tracer, trace, now)
+        if trace.traces is not None and trace.traces.state is JobState.CLOSED:
+            # No limit goes on for a job that is over, and Celery waits to be told of it.
+            grace = tracer.group.settings.cancel_grace
+            since = "it was asked whether the result backend answers"
+            self._jobs.cancel(trace, tracer, CancelReason.TIME_LIMIT, grace, since, now)
 
     def unwritten(self, tracer: Child) -> None:
         """`tracer` reads no more, and keeps only the traces that it has read."""

@@ -361,6 +361,18 @@ def test_a_tracer_that_exits_loses_a_job_that_waits_for_its_next_child() -> None
     assert world.idle()
 
 
+def test_a_tracer_that_does_not_say_whether_the_backend_answers_is_replaced() -> None:
+    world = world_of_tracers()
+    job = world.submit("x", tracing=Tracing.AT_END)
+    [child], [tracer] = world.children(), tracers_of(world)
+    world.tell(world.scheduler.exited, child, -11, READ_ALL)
+    assert job.state is JobState.CLOSED
+    world.tell(world.scheduler.follow_up, job, TASK)
+    assert kills(world.at(2.9)) == []
+    assert kills(world.at(3.0)) != []
+    assert ends(world.tell(world.scheduler.exited, tracer, -9, READ_ALL)) == [Finished(job, None)]
+
+
 def test_a_tracer_that_exits_loses_a_job_that_left_the_fast_path() -> None:
     world = world_of_tracers()
     job, child = world.send(tracing=Tracing.UNLESS_OK)
