@@ -82,7 +82,11 @@ def main(setup: str, size: int, count: int) -> float:
         size: the number of children.
         count: the number of jobs.
     """
-    settings = {"conf": {"broker_url": "memory://", **SETUPS[setup].conf}}
+    chosen = SETUPS[setup]
+    settings = {
+        "conf": {"broker_url": "memory://", **chosen.conf},
+        "signals": chosen.signals,
+    }
     os.environ[VARIABLE] = json.dumps(settings)
     from .app import app
 

@@ -9,7 +9,13 @@ import time
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_process_init, worker_ready
+from celery.signals import (
+    task_postrun,
+    task_prerun,
+    task_success,
+    worker_process_init,
+    worker_ready,
+)
 
 from .gauge import Gauge
 from .setups import VARIABLE
@@ -97,6 +103,16 @@ else:
     @app.task(name="echo.stored")
     def echo_stored(*args: Any) -> None:
         """As `echo`, with a stored result."""
+
+
+if _settings.get("signals"):
+    # Prefork's processes are forked later, so they have the receivers too.
+
+    @task_prerun.connect
+    @task_postrun.connect
+    @task_success.connect
+    def watch(**_: Any) -> None:
+        """Do next to nothing, as the receivers of Django's fixup and of monitoring do."""
 
 
 @worker_ready.connect

@@ -127,6 +127,7 @@ class Worker:
             "gauge": self._gauge,
             "echo": setup.echo,
             "program": setup.program,
+            "signals": setup.signals,
         }
         command = [sys.executable, "-m", "celery", "-A", "benchmarks.app", "worker"]
         command += ["-P", setup.pool, "-c", str(self._concurrency), "-l", "WARNING"]
@@ -231,14 +232,16 @@ class Worker:
     # -- what the system knows about it
 
     def children(self) -> list[psutil.Process]:
-        """Return the processes that do the jobs, without our guardian."""
+        """Return the processes that do the jobs, without our guardian and tracers."""
         found = psutil.Process(self._process.pid).children()
-        return [each for each in found if each.is_running() and not _is_guardian(each)]
+        return [each for each in found if each.is_running() and not _is_helper(each)]
 
     def _children_cpu(self) -> float:
         """Return the CPU seconds of all processes below the worker, with those that have ended."""
-        total = 0.0
-        for process in psutil.Process(self._process.pid).children(recursive=True):
+        worker = psutil.Process(self._process.pid)
+        ended = worker.cpu_times()
+        total: float = ended.children_user + ended.children_system
+        for process in worker.children(recursive=True):
             with suppress(psutil.NoSuchProcess):
                 times = process.cpu_times()
                 total += times.user + times.system + times.children_user + times.children_system
@@ -254,6 +257,15 @@ class Worker:
         worker = psutil.Process(self._process.pid)
         guardians = [each for each in worker.children() if _is_guardian(each)]
         return float(sum(each.memory_full_info().uss for each in (worker, *guardians)))
+
+
+def _is_helper(process: psutil.Process) -> bool:
+    """Return whether it is our guardian or a tracer."""
+    try:
+        return _is_guardian(process) or "celery_subproc_pool.tracer.main" in process.cmdline()
+    except psutil.Error:
+        # It has just ended.
+        return True
 
 
 def _is_guardian(process: psutil.Process) -> bool:

@@ -109,6 +109,7 @@ def _plot_bars(made: Report, path: Path, kind: str, names: tuple[str, str]) -> N
         scenario
         for scenario in dict.fromkeys(each.scenario for each in made.measurements)
         if scenario.startswith(f"{kind}, ")
+        and all((scenario, "no-op: tasks/s", name) in grouped for name in names)
     ]
     figure, axes = pyplot.subplots(figsize=(7, 3.2), layout="constrained")
     for number, name in enumerate(names):

@@ -68,7 +68,7 @@ def _scenarios(plan: Plan) -> Iterator[tuple[str, Callable[[], Values]]]:
     for broker in ("rabbitmq", "redis") if plan.large else ("rabbitmq",):
         for size in sizes if broker == "rabbitmq" else sizes[:2]:
             yield f"python, {broker}, -c {size}", partial(_python, plan, broker, size)
-            yield f"external, {broker}, -c {size}", partial(_external, plan, broker, size)
+            yield from _external_scenarios(plan, broker, size)
     yield "one process per job, rabbitmq, -c 2", partial(_boots, plan)
     yield "latency", partial(_latency, plan)
     yield "scale", partial(_scale, plan)
@@ -111,12 +111,41 @@ def _python(plan: Plan, broker: str, size: int) -> Values:
         yield from _throughput(up, plan, loads)
 
 
-def _external(plan: Plan, broker: str, size: int) -> Values:
-    loads = {"no-op": Load("echo", plan.count(3000))}
-    if size == 8 or not plan.large:
-        loads["no-op, result"] = Load("echo.stored", plan.count(1500), ignore_result=False)
-    with workers(("external", "sidecar"), size, broker) as up:
+def _external_scenarios(
+    plan: Plan, broker: str, size: int
+) -> Iterator[tuple[str, Callable[[], Values]]]:
+    """Yield the scenarios of external tasks.
+
+    What is noticed of a task, its result or signals, decides how this pool runs it. Each case has
+    workers of its own, because what it leaves behind takes memory.
+    """
+    scenario = f"external, {broker}, -c {size}"
+    measure = partial(_external, plan, broker, size)
+    plain, watched = ("external", "sidecar"), ("external, signals", "sidecar, signals")
+    yield scenario, partial(measure, plain, {"no-op": Load("echo", plan.count(3000))})
+    if broker != "rabbitmq" or (size != 8 and plan.large):
+        return
+    ignored = {"no-op": Load("echo", plan.count(1000))}
+    stored = {"no-op, result": Load("echo.stored", plan.count(1000), ignore_result=False)}
+    if plan.large:
+        yield f"{scenario}, signals", partial(measure, watched, ignored)
+        yield f"{scenario}, results", partial(measure, plain, stored)
+    both = partial(measure, watched, stored, latency_of="echo.stored")
+    yield f"{scenario}, signals and results", both
+
+
+def _external(
+    plan: Plan,
+    broker: str,
+    size: int,
+    names: tuple[str, ...],
+    loads: dict[str, Load],
+    latency_of: str | None = None,
+) -> Values:
+    with workers(names, size, broker) as up:
         yield from _throughput(up, plan, loads)
+        if latency_of:
+            yield from _latencies(up, plan, latency_of)
 
 
 def _boots(plan: Plan) -> Values:
@@ -131,15 +160,19 @@ def _boots(plan: Plan) -> Values:
 
 
 def _latency(plan: Plan) -> Values:
-    """Measure the time from sending to the result, at 50 jobs a second."""
     with workers(("prefork", "python"), 2, "rabbitmq") as up:
-        for number in range(plan.rounds + 1):
-            for name, worker in up.items():
-                seconds = worker.latencies("noop.stored", plan.count(250), 50)
-                if number:
-                    cuts = statistics.quantiles(seconds, n=100)
-                    yield number, name, "p50", cuts[49]
-                    yield number, name, "p99", cuts[98]
+        yield from _latencies(up, plan, "noop.stored")
+
+
+def _latencies(up: Mapping[str, Worker], plan: Plan, task: str) -> Values:
+    """Measure the time from sending to the result, at 50 jobs a second. First warm up."""
+    for number in range(plan.rounds + 1):
+        for name, worker in up.items():
+            seconds = worker.latencies(task, plan.count(250 if number else 20), 50)
+            if number:
+                cuts = statistics.quantiles(seconds, n=100)
+                yield number, name, "p50", cuts[49]
+                yield number, name, "p99", cuts[98]
 
 
 def _scale(plan: Plan) -> Values:

@@ -38,6 +38,8 @@ class Setup(msgspec.Struct, frozen=True):
     #: How the task `echo` reaches `program`: "sidecar" or "run". None: a child of ours takes it.
     echo: str | None = None
     program: list[str] = []
+    #: Whether the signals around each task have receivers.
+    signals: bool = False
     #: More environment variables.
     environ: dict[str, str] = {}
 
@@ -58,6 +60,8 @@ SETUPS = {
     "python": Setup(OURS),
     "external": _external(PERL),
     "sidecar": Setup("prefork", echo="sidecar", program=PERL),
+    "external, signals": msgspec.structs.replace(_external(PERL), signals=True),
+    "sidecar, signals": Setup("prefork", echo="sidecar", program=PERL, signals=True),
     "run": Setup("prefork", echo="run", program=PERL),
     "external python": _external(PYTHON),
     "run python": Setup("prefork", echo="run", program=PYTHON),

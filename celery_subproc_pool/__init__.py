@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from .errors import ConfigError as ConfigError
     from .errors import NotInWorkerError as NotInWorkerError
     from .errors import ProtocolFault as ProtocolFault
+    from .tracer.tasks import SubprocTask as SubprocTask
     from .worker.pool import Pool as Pool
-    from .worker.tasks import SubprocTask as SubprocTask
 
 __all__ = (
     "ChildTaskError",
@@ -40,7 +40,7 @@ _HOME = {
     "NotInWorkerError": "errors",
     "Pool": "worker.pool",
     "ProtocolFault": "errors",
-    "SubprocTask": "worker.tasks",
+    "SubprocTask": "tracer.tasks",
 }
 
 

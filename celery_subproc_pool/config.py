@@ -27,10 +27,12 @@ from .settings import (
     REPLAYABLE,
     ROOT,
     STDERR_CHOICES,
+    TRACERS,
     ChildSettings,
     CommonSettings,
     PoolSettings,
     PythonSettings,
+    TracerSettings,
     split_words,
 )
 
@@ -38,6 +40,12 @@ __all__ = ("load",)
 
 #: The name of the one group in the short form ``{"argv": [...]}``.
 _ONLY_GROUP = "default"
+
+#: What the setting may hold, unless it is the short form for one kind of child.
+_MAPPINGS = ("children", "python", "tracers")
+
+#: Whose the names are that no group of external children may have.
+_RESERVED = {PYTHON: "the Python children, which have", TRACERS: "the tracers, which have"}
 
 _Settings = TypeVar("_Settings", bound=msgspec.Struct)
 
@@ -72,6 +80,7 @@ def load(setting: Any, environ: Mapping[str, str] = os.environ) -> PoolSettings:
     return PoolSettings(
         children=_children(path, setting.get("children", {}), environ),
         python=_python(f"{path}.python", setting.get("python", {}), environ),
+        tracers=_tracers(f"{path}.tracers", setting.get("tracers", {})),
     )
 
 
@@ -112,24 +121,30 @@ def _python(path: str, value: Any, environ: Mapping[str, str]) -> PythonSettings
     return python
 
 
+def _tracers(path: str, value: Any) -> TracerSettings:
+    tracers = _converted(path, value, TracerSettings)
+    _check_common(path, tracers)
+    return tracers
+
+
 # -- names
 
 
 def _check_short_form(path: str, setting: Mapping[str, Any]) -> None:
-    both = [key for key in ("children", "python") if key in setting]
+    both = [key for key in _MAPPINGS if key in setting]
     if both:
         raise ConfigError(
-            f"{path}: expected either 'argv', for one kind of child, or 'children' and"
-            f" 'python', got 'argv' and {both[0]!r}: put 'argv' into {path}.children.<name>"
+            f"{path}: expected either 'argv', for one kind of child, or 'children', 'python'"
+            f" and 'tracers', got 'argv' and {both[0]!r}: put 'argv' into {path}.children.<name>"
         )
 
 
 def _check_names(path: str, setting: Mapping[Any, Any]) -> None:
     for key in setting:
-        if key not in ("children", "python"):
+        if key not in _MAPPINGS:
             raise ConfigError(
-                f"{path}.{_step(key)}: no such setting; expected 'children' and 'python', or"
-                " 'argv' and the other settings of one kind of child"
+                f"{path}.{_step(key)}: no such setting; expected 'children', 'python' and"
+                " 'tracers', or 'argv' and the other settings of one kind of child"
             )
 
 
@@ -138,10 +153,10 @@ def _check_group_name(path: str, name: object) -> None:
         raise ConfigError(
             f"{path}.children: expected names of letters, digits, '_' and '-', got {name!r}"
         )
-    if name == PYTHON:
+    if name in _RESERVED:
         raise ConfigError(
-            f"{path}.children.{PYTHON}: this name belongs to the Python children, which have"
-            f" their settings at {path}.{PYTHON}; take another one"
+            f"{path}.children.{name}: this name belongs to {_RESERVED[name]} their settings at"
+            f" {path}.{name}; take another one"
         )
 
 

@@ -106,7 +106,7 @@ class _ChildTraceback(Exception):
 
 
 class JobAbandoned(BaseException):
-    """Unwinds the tracing thread of a job whose outcome Celery already knows.
+    """Unwinds the trace of a job whose outcome Celery already knows.
 
     It is no `Exception`: Celery's tracer stores the outcome of every `Exception`, and a lost,
     timed-out or terminated job already has its outcome.

@@ -28,10 +28,12 @@ __all__ = (
     "REPLAYABLE",
     "ROOT",
     "STDERR_CHOICES",
+    "TRACERS",
     "ChildSettings",
     "CommonSettings",
     "PoolSettings",
     "PythonSettings",
+    "TracerSettings",
     "split_words",
     "with_limits",
 )
@@ -43,11 +45,14 @@ ROOT = "subproc_pool"
 ENVIRONMENT_VARIABLE = "CELERY_SUBPROC_POOL"
 
 #: The names of Celery's own tasks begin with this. A pattern matches them only if it begins with
-#: this too. Those that no group takes run in Python children, or in the worker if it has none.
+#: this too. Those that no group takes run in Python children, or in a tracer if there are none.
 CELERY_PREFIX = "celery."
 
 #: The name of the group of Python children.
 PYTHON = "python"
+
+#: The name of the group of tracers.
+TRACERS = "tracers"
 
 #: The values of `stderr`.
 STDERR_CHOICES = ("log", "inherit", "null")
@@ -211,11 +216,42 @@ class PythonSettings(CommonSettings, frozen=True, forbid_unknown_fields=True, kw
         )
 
 
+class TracerSettings(CommonSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The tracers, which run Celery's tracer for external tasks: ``subproc_pool.tracers``."""
+
+    #: The number of tracers. None: one for two CPUs that the worker may use.
+    size: Count | None = None
+    #: The most jobs that one of them traces at a time.
+    max_in_flight: Count = 1000
+    #: Seconds that a tracer has to let go of a job that has ended otherwise. It is replaced then.
+    cancel_grace: Positive = 60.0
+    #: As for all groups, with another default.
+    stderr: str = "inherit"
+    #: As for all groups, with another default.
+    leftovers: str = "keep"
+    #: Seconds that functions registered with `atexit` may take when a tracer exits.
+    exit_grace: Positive = 5.0
+
+    def as_child(self, argv: tuple[str, ...], size: int) -> ChildSettings:
+        """Return the settings as those of a group of `size` children, which are started with
+        `argv`. Their jobs have no limits: those of the jobs that they trace count."""
+        common = {name: getattr(self, name) for name in CommonSettings.__struct_fields__}
+        return ChildSettings(
+            argv=argv,
+            timeout=None,
+            handshake=True,
+            max_in_flight=self.max_in_flight,
+            cancel_grace=self.cancel_grace,
+            **{**common, "size": self.size or size},
+        )
+
+
 class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything under ``subproc_pool``: the groups by name, in the order written."""
 
     children: dict[str, ChildSettings] = {}
     python: PythonSettings = PythonSettings()
+    tracers: TracerSettings = TracerSettings()
 
 
 def with_limits(

@@ -46,13 +46,18 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         row["group"],
         f"{row['slot']}",
         f"{row['pid'] or '-'}",
-        row["state"],
+        _state(row),
         "-" if row["age"] is None else _seconds(row["age"]),
         f"{row['jobs']}",
         f"{row['rss'] / 2**20:.0f} MiB",
         _task(task, row["in_flight"]) if task else "-",
         f"{_seconds(last['seconds'])} ago: {last['reason']}" if last else "-",
     )
+
+
+def _state(row: dict[str, Any]) -> str:
+    still = row.get("stands_still")
+    return row["state"] if still is None else f"stands still for {_seconds(still)}"
 
 
 def _task(task: dict[str, Any], in_flight: int) -> str:

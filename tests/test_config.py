@@ -13,7 +13,13 @@ from celery import Celery
 
 from celery_subproc_pool.config import load
 from celery_subproc_pool.errors import ConfigError
-from celery_subproc_pool.settings import ChildSettings, PoolSettings, PythonSettings, with_limits
+from celery_subproc_pool.settings import (
+    ChildSettings,
+    PoolSettings,
+    PythonSettings,
+    TracerSettings,
+    with_limits,
+)
 from celery_subproc_pool.worker.routes import Routes
 
 ARGV = {"argv": ["cat"]}
@@ -239,17 +245,20 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a string": ("cat", ": expected a mapping, got 'cat'"),
     "an unknown name": (
         {"child": {}},
-        ".child: no such setting; expected 'children' and 'python', or 'argv' and the other"
+        ".child: no such setting; expected 'children', 'python' and 'tracers', or"
+        " 'argv' and the other"
         " settings of one kind of child",
     ),
     "an unknown name beside children": (
         {"children": {}, "size": 1},
-        ".size: no such setting; expected 'children' and 'python', or 'argv' and the other"
+        ".size: no such setting; expected 'children', 'python' and 'tracers', or"
+        " 'argv' and the other"
         " settings of one kind of child",
     ),
     "children beside argv": (
         {"argv": ["cat"], "children": {}},
-        ": expected either 'argv', for one kind of child, or 'children' and 'python', got 'argv'"
+        ": expected either 'argv', for one kind of child, or 'children', 'python' and"
+        " 'tracers', got 'argv'"
         " and 'children': put 'argv' into subproc_pool.children.<name>",
     ),
     "children of None": (
@@ -379,6 +388,15 @@ REFUSED: dict[str, tuple[Any, str]] = {
         {"children": {"python": {"argv": ["cat"]}}},
         ".children.python: this name belongs to the Python children, which have their settings at"
         " subproc_pool.python; take another one",
+    ),
+    "a group called tracers": (
+        {"children": {"tracers": {"argv": ["cat"]}}},
+        ".children.tracers: this name belongs to the tracers, which have their settings at"
+        " subproc_pool.tracers; take another one",
+    ),
+    "tracers is a list": (
+        {"tracers": []},
+        ".tracers: expected `object`, got `array`",
     ),
     "python is a list": (
         {"python": []},
@@ -544,6 +562,14 @@ def test_the_settings_of_python_children(environ: dict[str, str]) -> None:
     assert child.kill_grace == 0.1
 
 
+def test_the_settings_of_tracers(environ: dict[str, str]) -> None:
+    tracers = load({"tracers": {"max_in_flight": 9, "cancel_grace": 3}}, environ).tracers
+    child = tracers.as_child(("cat", "-u"), 4)
+    assert (child.command, child.size, child.max_in_flight) == (("cat", "-u"), 4, 9)
+    assert (child.handshake, child.timeout, child.cancel_grace) == (True, None, 3.0)
+    assert load({"tracers": {"size": 2}}, environ).tracers.as_child(("cat",), 4).size == 2
+
+
 def test_python_children_need_no_setting() -> None:
     python = load(None).python
     assert (python.executable, python.prefix, python.size) == (None, (), None)
@@ -557,6 +583,7 @@ def test_python_children_need_no_setting() -> None:
     [
         (ChildSettings, ("All groups", "External children")),
         (PythonSettings, ("All groups", "Python children")),
+        (TracerSettings, ("All groups", "Tracers")),
     ],
 )
 def test_the_document_has_every_setting_and_no_other(kind: Any, sections: tuple[str, ...]) -> None:

@@ -76,11 +76,8 @@ def engine(example: Example, directory: Path, *more: str) -> Engine:
 
 def begin(pool: Engine, task_id: str, *args: Any) -> Job:
     """Send a job for the task `greet`."""
-    job = pool.submit(task_id)
     payload = {"task": "greet", "args": args, "kwargs": {}}
-    line = messages.encode_request(task_id, payload)
-    pool.supervisor.post(pool.supervisor.scheduler.provide, job, line)
-    return job
+    return pool.submit(messages.encode_request(task_id, payload), task_id)
 
 
 @pytest.mark.parametrize("name", GREETERS)
@@ -183,8 +180,7 @@ def test_only_a_newline_ends_a_line_for_an_example(name: str, tmp_path: Path) ->
         {"id": "1", "payload": {"task": "greet", "args": [odd], "kwargs": {}}}, ensure_ascii=False
     )
     with engine(GREETERS[name], tmp_path) as pool:
-        job = pool.submit("1")
-        pool.supervisor.post(pool.supervisor.scheduler.provide, job, f"{line}\n".encode())
+        job = pool.submit(f"{line}\n".encode(), "1")
         hello = messages.Ok(id="1", result=f"Hello, {odd}")
         assert answer(pool.outcome_of(job)) == hello
         hello = messages.Ok(id="2", result=f"Hello, {odd}")

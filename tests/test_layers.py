@@ -22,12 +22,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serve": set(),
     "tables": set(),
     "settings": set(),
+    "signals": set(),
     "config": {"errors", "settings"},
     "wire": {"errors"},
     "core": {"errors", "settings", "wire"},
     "engine": {"core", "errors", "wire"},
     "python_child": {"errors", "serve", "settings", "wire"},
-    "worker": {"config", "core", "engine", "errors", "python_child", "settings", "wire"},
+    "tracer": {"errors", "python_child", "serve", "signals", "wire"},
+    "worker": {"config", "core", "engine", "errors", "python_child", "settings", "tracer", "wire"},
     "cli": {"config", "errors", "settings", "tables", "worker"},
 }
 
@@ -35,11 +37,13 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_USE: dict[str, set[str]] = {
     "tables": {"rich"},
     "settings": {"msgspec"},
+    "signals": {"celery"},
     "config": {"msgspec"},
     "wire": {"msgspec"},
     "core": {"msgspec"},
     "engine": {"psutil"},
     "python_child": {"billiard", "celery", "click", "kombu", "msgspec"},
+    "tracer": {"billiard", "celery", "greenlet"},
     "worker": {"billiard", "celery", "click", "kombu"},
     "cli": {"celery", "click"},
 }
@@ -118,7 +122,7 @@ def test_the_package_imports_nothing_heavy_until_asked() -> None:
 
 def test_declaring_a_task_imports_neither_the_engine_nor_celerys_worker() -> None:
     loaded = loaded_by("from celery_subproc_pool import SubprocTask")
-    assert "celery_subproc_pool.worker.tasks" in loaded
+    assert "celery_subproc_pool.tracer.tasks" in loaded
     assert "celery.worker.request" not in loaded
     heavy = ("celery_subproc_pool.engine", "celery_subproc_pool.core.scheduler")
     assert not {name for name in loaded if name.startswith(heavy)}

@@ -12,11 +12,12 @@ from typing import Any
 
 import msgspec
 
-from ..wire.messages import CancelReason, Log
+from ..wire.messages import CancelReason, Log, Reply
 from .model import Child, Group, Job
 from .outcomes import Outcome
 
 __all__ = (
+    "Abandon",
     "Accept",
     "Action",
     "Cancel",
@@ -24,6 +25,7 @@ __all__ = (
     "CloseStdin",
     "Finished",
     "Forget",
+    "GoesOn",
     "Healed",
     "Interrupt",
     "Kill",
@@ -37,8 +39,10 @@ __all__ = (
     "Resolve",
     "SoftTimeout",
     "Spawn",
+    "StandsStill",
     "Started",
     "Stranded",
+    "Tell",
     "Unkillable",
     "Write",
 )
@@ -51,10 +55,10 @@ class Spawn(msgspec.Struct, frozen=True):
 
 
 class Accept(msgspec.Struct, frozen=True):
-    """Tell that `job` is accepted by `child`; None is the worker itself."""
+    """Tell that `job` is accepted by `child`."""
 
     job: Job
-    child: Child | None
+    child: Child
     now: float
 
 
@@ -71,13 +75,34 @@ class Resolve(msgspec.Struct, frozen=True):
 
     job: Job
     outcome: Outcome
+    #: The child that the outcome came from, if there is one.
     child: Child | None
+    #: Whether the end of its trace follows, as `Finished`.
+    unfinished: bool = False
 
 
 class Finished(msgspec.Struct, frozen=True):
-    """Tell that the tracer of `job` is through. Nothing else ended the job before."""
+    """Tell that the trace of `job` is over. The job may have been resolved before."""
 
     job: Job
+    #: How the trace ended; None if it did not come to its end.
+    reply: Reply | None
+
+
+class Tell(msgspec.Struct, frozen=True):
+    """Write `line` to `child`, a tracer: it is about a trace that the tracer has."""
+
+    child: Child
+    line: bytes
+
+
+class Abandon(msgspec.Struct, frozen=True):
+    """Tell `child`, a tracer, that what its trace `job` traces is over."""
+
+    child: Child
+    job: Job
+    #: Whether the end was a revoke. Its state must stay the last one.
+    revoked: bool
 
 
 class SoftTimeout(msgspec.Struct, frozen=True):
@@ -124,6 +149,24 @@ class Logged(msgspec.Struct, frozen=True):
     child: Child
     job: Job | None
     record: Log
+
+
+class StandsStill(msgspec.Struct, frozen=True):
+    """Log that `child`, a tracer, says nothing, and have it say where it hangs."""
+
+    child: Child
+    #: For how long.
+    seconds: float
+    #: The traces that wait for it.
+    jobs: tuple[Job, ...]
+
+
+class GoesOn(msgspec.Struct, frozen=True):
+    """Log that `child`, a tracer that has stood still, goes on."""
+
+    child: Child
+    #: For how long it has said nothing.
+    seconds: float
 
 
 class Forget(msgspec.Struct, frozen=True):
@@ -217,12 +260,16 @@ Action = (
     | Write
     | Resolve
     | Finished
+    | Tell
+    | Abandon
     | SoftTimeout
     | Cancel
     | Interrupt
     | Overruled
     | Progressed
     | Logged
+    | StandsStill
+    | GoesOn
     | Probe
     | Measure
     | Kill

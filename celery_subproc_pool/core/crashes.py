@@ -26,7 +26,7 @@ class Crashes:
         return bool(self._counts) and (job.task_id, job.retries) in self._counts
 
     def clear(self, job: Job) -> None:
-        """Drop the suspicion: a child has answered `job`."""
+        """Drop the suspicion: `job` has come to its end."""
         if self._counts:
             self._counts.pop((job.task_id, job.retries), None)
 

@@ -83,6 +83,14 @@ class Deadlines:
         """Drop the deadlines of `job`, which is over. Its child may still have to end it."""
         job.deadline = job.soft_deadline = job.silence_deadline = None
 
+    def hand_over(self, job: Job, trace: Job | None) -> None:
+        """Keep only the hard limit of `job`, which its child has answered. It is now the limit of
+        its `trace`, once that has begun."""
+        job.soft_deadline = job.silence_deadline = None
+        if trace is not None:
+            trace.deadline = job.deadline
+            self._alarm.set(trace.deadline)
+
     def detach(self, job: Job) -> None:
         """Keep only the deadlines that go on while `job` waits for another child."""
         job.silence_deadline = job.kill_at = None

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import signal
 
+from msgspec.structs import replace
+
 from ..wire.messages import CancelReason
 from .actions import Action, Cancel, Interrupt, SoftTimeout
 from .jobs import Jobs
 from .model import Cause, Child, ChildState, Job, JobState
-from .outcomes import SoftTimedOut, Terminated, TimedOut
+from .outcomes import Lost, SoftTimedOut, Terminated, TimedOut
 from .replacing import CAUSES, Replacing
 from .stopping import Stopping
 
@@ -43,20 +45,52 @@ class Ending:
         if job.state in (JobState.ANSWERED, JobState.CLOSED):
             return []
         child, sent = job.child, job.state is JobState.SENT
-        actions: list[Action] = [self._jobs.resolve(job, Terminated(signum))]
+        actions = self._jobs.resolve(job, Terminated(signum, reason))
+        return actions + self.free(child, job, sent, signum, reason, now)
+
+    def lose(self, job: Job, lost: Lost, tracer: Child | None, now: float) -> list[Action]:
+        """End `job`, whose `tracer` was lost, and what its external child does for it."""
+        if job.state is JobState.CLOSED:
+            return []
+        child, sent = job.child, job.state is JobState.SENT
+        if sent or job.state is JobState.ANSWERED:
+            lost = replace(lost, stranded=False)
+        actions = self._jobs.resolve(job, lost, tracer)
+        reason = CancelReason.REVOKED
+        return actions + self.free(child, job, sent, signal.SIGTERM, reason, now)
+
+    def free(
+        self,
+        child: Child | None,
+        job: Job,
+        sent: bool,
+        signum: int,
+        reason: CancelReason,
+        now: float,
+    ) -> list[Action]:
+        """Have `child` end `job`, which was resolved, or end `child`.
+
+        Arguments:
+            child: the child that had it; None if none had.
+            job: the job.
+            sent: whether the child has its request.
+            signum: the signal that ends the child.
+            reason: why the job is over, for a child that can cancel.
+            now: the time.
+        """
         if child is None:
-            return actions
+            return []
         if child.state is ChildState.STOPPING:
             # It is ended for this job alone, not for its other ones.
             others = any(other.state is JobState.SENT for other in child.jobs.values())
-            return actions if others else [*actions, self._stopping.kill(child, signum, now)]
+            return [] if others else [self._stopping.kill(child, signum, now)]
         if not sent:
-            return [*actions, *self._stopping.release(child, job, now)]
+            return self._stopping.release(child, job, now)
         if _is_spared(child):
-            return [*actions, *self._cancel(child, job, reason, now)]
+            return self._cancel(child, job, reason, now)
         if signum == _soft_signal(child):
-            return [*actions, self._interrupt(child, job, signum, reason, now)]
-        return [*actions, *self._kill_terminated(child, signum, now)]
+            return [self._interrupt(child, job, signum, reason, now)]
+        return self._kill_terminated(child, signum, now)
 
     def _kill_terminated(self, child: Child, signum: int, now: float) -> list[Action]:
         grace = child.group.settings.stop_timeout
@@ -66,9 +100,11 @@ class Ending:
         )
 
     def time_out(self, child: Child, job: Job, over: TimedOut, now: float) -> list[Action]:
-        """A hard limit of `job` is over."""
+        """A hard limit of `job` is over. If it is a trace, it is the limit of what it traces."""
+        if job.traces is not None:
+            return self._jobs.resolve(job.traces, over)
         sent = job.state is JobState.SENT
-        actions: list[Action] = [self._jobs.resolve(job, over)]
+        actions = self._jobs.resolve(job, over)
         if not sent:
             return [*actions, *self._stopping.release(child, job, now)]
         if _is_spared(child):
@@ -88,7 +124,7 @@ class Ending:
         """`child` has not ended `job` within its grace: end the child."""
         assert job.cancelled is not None
         actions: list[Action] = []
-        if job.state is JobState.SENT:
+        if job.state is JobState.SENT and job.traces is None:
             actions.append(self._jobs.answer(job, SoftTimedOut(job.soft_timeout or 0.0)))
         reason = f"it went on with {job.title} {job.grace_given}"
         unfinished = child.unfinished

@@ -7,11 +7,12 @@ import signal
 from . import service, slots
 from .actions import Action, CloseStdin, Forget, Unkillable
 from .jobs import Jobs
-from .model import Cause, Child, ChildState, JobState
+from .model import Cause, Child, ChildState, Job, JobState
 from .outcomes import Lost, describe_exit
 from .replacing import Replacing, cause_of_exit
 from .spawning import Spawning
 from .stopping import Stopping
+from .traces import Traces
 
 __all__ = ("HELD", "Exits")
 
@@ -23,9 +24,15 @@ class Exits:
     """Takes the ends of children."""
 
     def __init__(
-        self, jobs: Jobs, spawning: Spawning, stopping: Stopping, replacing: Replacing
+        self,
+        jobs: Jobs,
+        spawning: Spawning,
+        stopping: Stopping,
+        replacing: Replacing,
+        traces: Traces,
     ) -> None:
         self._jobs = jobs
+        self._traces = traces
         self._spawning = spawning
         self._stopping = stopping
         self._replacing = replacing
@@ -63,8 +70,10 @@ class Exits:
             return self._replacing.expect_exit(child, reason, now)
         # It may answer what it has read, within the limits of its jobs.
         actions = self._replacing.replace(child, Cause.EXITED, reason, now, ChildState.BUSY)
-        if not any(job.offset + len(job.request or b"") <= read for job in sent):
-            # It has read no request to its end: it can only exit.
+        self._traces.unwritten(child)
+        traces = any(job.traces is not None for job in sent)
+        if traces or not any(_can_be_done(job, read) for job in sent):
+            # It can only exit. A tracer that also has a task of Celery's own would never do so.
             stop_timeout = child.group.settings.stop_timeout
             self._stopping.escalate_at(child, now + stop_timeout, terminating=False)
         return actions
@@ -90,7 +99,10 @@ class Exits:
         ends = self._jobs.lose(child, lost, count_crash=not self._spawning.stopped)
         service.clear(child)
         slots.forget(child)
-        return [*ends, *actions, Forget(child, self._leaves(child))]
+        # Now, because nothing is known of the child once it is forgotten; and last, because traces
+        # end after their jobs, some of which the replacement has given up.
+        settled = self._traces.settle(now)
+        return [*ends, *actions, *settled, Forget(child, self._leaves(child))]
 
     def _exited_as_expected(self, child: Child, reason: str) -> list[Action]:
         """`child` was replaced, or told to stop, before it exited."""
@@ -119,7 +131,7 @@ class Exits:
         lost = Lost(None, f"its child can't be killed: {reason}")
         for job in child.jobs.values():
             if job.state in (JobState.RESERVED, JobState.SENT):
-                actions.append(self._jobs.resolve(job, lost))
+                actions += self._jobs.resolve(job, lost)
         service.clear(child)
         return actions
 
@@ -131,6 +143,12 @@ class Exits:
             why = child.reason or _why_not_ready(child)
             return self._replacing.kill_and_replace(child, Cause.NOT_STARTED, why, now)
         return []
+
+
+def _can_be_done(job: Job, read: int) -> bool:
+    """Return whether a child that has read `read` bytes, and reads no more, can do `job`, which is
+    no trace: of a trace, it would have to be told how it goes on."""
+    return job.offset + len(job.request or b"") <= read
 
 
 def _why_not_ready(child: Child) -> str:

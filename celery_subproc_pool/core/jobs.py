@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from ..wire.messages import CancelReason
+from ..wire.messages import CancelReason, Ok
 from . import service
 from .actions import Accept, Action, Finished, Overruled, Resolve, Write
 from .crashes import Crashes
 from .deadlines import Alarm, Deadlines
-from .model import Child, Group, Job, JobState
-from .outcomes import Dropped, Lost, Outcome, TimedOut
+from .model import Child, Group, Job, JobState, Tracing
+from .outcomes import Answered, Dropped, Faulted, Lost, Outcome, TimedOut
 from .queues import Queues
 
 __all__ = ("MAX_REQUEUES", "Jobs", "overruled")
@@ -36,8 +36,12 @@ class Jobs:
         self, groups: dict[str, Group], limit: int, alarm: Alarm, deadlines: Deadlines
     ) -> None:
         self.limit = limit
-        #: How many jobs are RESERVED, SENT or ANSWERED.
+        #: How many jobs are RESERVED, SENT or ANSWERED, traces not counted.
         self.open = 0
+        #: Traces whose job has ended in another way.
+        self.abandoned: list[tuple[Job, Outcome]] = []
+        #: Jobs whose trace was lost, how, and their tracer.
+        self.orphans: list[tuple[Job, Lost, Child | None]] = []
         self._alarm = alarm
         self._deadlines = deadlines
         self._queues = Queues(groups)
@@ -79,8 +83,12 @@ class Jobs:
 
     def begin_waiting(self, now: float) -> list[Action]:
         """Hand out the jobs that wait, in order of arrival, as far as the limit and the children
-        allow."""
+        allow. Traces belong to jobs that were handed out before: they need a tracer only."""
         actions: list[Action] = []
+        if not self._queues:
+            return actions
+        while pair := self._queues.next_trace():
+            actions += self.reserve(*pair, now)
         while self.open < self.limit and self._held_until is None:
             pair = self._queues.next_pair()
             if pair is None:
@@ -96,30 +104,28 @@ class Jobs:
         actions: list[Action] = []
         for job in self._queues.accepted():
             if job.deadline is not None and now >= job.deadline:
-                actions.append(self.resolve(job, TimedOut(job.timeout or 0.0)))
+                actions += self.resolve(job.traces or job, TimedOut(job.timeout or 0.0))
             else:
                 self._alarm.set(job.deadline)
         return actions
 
     # -- with a child
 
-    def reserve(self, job: Job, child: Child | None, now: float) -> list[Action]:
-        """Give `job`, which waits, to `child`. A job of the worker itself has no child."""
+    def reserve(self, job: Job, child: Child, now: float) -> list[Action]:
+        """Give `job`, which waits, to `child`."""
         self._queues.remove(job)
-        self.open += 1
+        self.open += job.traces is None
         job.move(JobState.RESERVED)
         actions: list[Action] = []
-        if child is not None:
-            job.child = child
-            service.take(child, job)
-            child.group.counters.count_wait(now - job.submitted_at)
-            if job.accepted:
-                self._deadlines.watch(job)
-            else:
-                self._deadlines.start(job, child, now)
-            if job.request is not None:
-                actions.append(Write(child, job))
-        if not job.accepted:
+        job.child = child
+        service.take(child, job)
+        child.group.counters.count_wait(now - job.submitted_at)
+        if job.request is not None:
+            actions.append(Write(child, job))
+        if job.accepted:
+            self._deadlines.watch(job)
+        else:
+            self._deadlines.start(job, child, now)
             job.accepted = True
             actions.append(Accept(job, child, now))
         return actions
@@ -187,10 +193,10 @@ class Jobs:
         After several children, give it up: all may be broken, or the job is the cause.
         """
         job.requeues += 1
-        if job.requeues > MAX_REQUEUES:
+        if job.requeues > MAX_REQUEUES or _is_needless(job):
             reason = f"{job.requeues} children in a row ended before they had read the job"
-            return [self.resolve(job, Lost(None, reason))]
-        self.open -= 1
+            return self.resolve(job, Lost(None, reason))
+        self.open -= job.traces is None
         job.move(JobState.QUEUED)
         job.child = job.cancelled = None
         self._deadlines.detach(job)
@@ -200,36 +206,59 @@ class Jobs:
     # -- the end
 
     def answer(self, job: Job, outcome: Outcome) -> Resolve:
-        """Give `outcome`, in which its child had a part, to the tracer of `job`."""
+        """Note that `job`, which is no trace, ended with `outcome`, in which its child had a part.
+        If a tracer has a part in it too, it gets the outcome, and closes the job later."""
         child = job.child
-        self._crashes.clear(job)
-        if job.traced_here:
+        if _needs_tracer(job, outcome):
             job.move(JobState.ANSWERED)
             job.child = None
-            self._deadlines.clear(job)
+            self._deadlines.hand_over(job, job.trace)
         else:
-            self._close(job)
+            self.close(job, survived=True)
         return Resolve(job, outcome, child)
 
-    def resolve(self, job: Job, outcome: Outcome) -> Resolve:
+    def resolve(self, job: Job, outcome: Outcome, culprit: Child | None = None) -> list[Action]:
         """Close `job` with an outcome that its tracer has no part in.
 
-        The job stays in `Child.jobs`: the caller releases or replaces the child.
+        The job stays in `Child.jobs`: the caller releases or replaces the child. A trace is lost,
+        and with it what it traces, unless that is over already.
+
+        Arguments:
+            job: the job.
+            outcome: how it ended. A trace can only be lost.
+            culprit: the child that the outcome came from, if it is not the one that has the job.
         """
-        child = job.child
-        self._close(job)
-        return Resolve(job, outcome, child)
+        child, trace = job.child, job.trace
+        self.close(job)
+        if job.traces is not None:
+            return self._lose_trace(job.traces, outcome, child)
+        unfinished = trace is not None and trace.state is not JobState.CLOSED
+        if trace is not None and unfinished:
+            self._deadlines.clear(trace)
+            self.abandoned.append((trace, outcome))
+        return [Resolve(job, outcome, culprit or child, unfinished)]
 
-    def finish(self, job: Job) -> Finished:
-        """Close `job`: its tracer is through."""
-        self._close(job)
-        return Finished(job)
+    def _lose_trace(self, job: Job, outcome: Outcome, tracer: Child | None) -> list[Action]:
+        if job.state is JobState.CLOSED:
+            return [Finished(job, None)]
+        assert isinstance(outcome, Lost)
+        self.orphans.append((job, outcome, tracer))
+        return []
 
-    def _close(self, job: Job) -> None:
+    def fail(self, job: Job, reason: str) -> list[Action]:
+        """Note that the child of `job` broke the protocol."""
+        if job.traces is not None:
+            return self.resolve(job, Lost(None, reason))
+        return [self.answer(job, Faulted(reason))]
+
+    def close(self, job: Job, survived: bool = False) -> None:
+        """Note that `job` is over; `survived` is whether it has crashed no child, and no tracer."""
+        if survived:
+            self._crashes.clear(job)
         if job.state is JobState.QUEUED:
             self._queues.remove(job)
         else:
-            self.open -= 1
+            self.open -= job.traces is None
         job.move(JobState.CLOSED)
         job.child = None
         self._deadlines.clear(job)
@@ -246,11 +275,23 @@ class Jobs:
         for job in child.jobs.values():
             if job.state in (JobState.RESERVED, JobState.SENT):
                 crashes = self._crashes.count(job, child) if count_crash else 0
-                actions.append(self.resolve(job, replace(lost, crashes=crashes)))
+                actions += self.resolve(job, replace(lost, crashes=crashes))
             actions += overruled(job)
         return actions
 
 
 def overruled(job: Job) -> list[Action]:
     """Return that `job` has ended in its child too, if it had been revoked before."""
-    return [Overruled(job)] if job.cancelled is CancelReason.REVOKED else []
+    revoked = job.cancelled is CancelReason.REVOKED and job.traces is None
+    return [Overruled(job)] if revoked else []
+
+
+def _needs_tracer(job: Job, outcome: Outcome) -> bool:
+    if job.tracing is Tracing.UNLESS_OK:
+        return not (isinstance(outcome, Answered) and isinstance(outcome.reply, Ok))
+    return job.tracing is not Tracing.NEVER
+
+
+def _is_needless(job: Job) -> bool:
+    """Return whether `job` is the trace of a job that is over."""
+    return job.traces is not None and job.traces.state is JobState.CLOSED

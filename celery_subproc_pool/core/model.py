@@ -19,7 +19,7 @@ service
 slots
     `Slot.child`, `successor`, `jobs_begun`, `last_exit`; `Group.slots`, `children`, `successors`.
 spawning
-    `Slot.spawn_at`, `failures`; `Group.degraded`, `failure`.
+    `Slot.spawn_at`, `failures`; `Group.degraded`, `failure`, `on_demand`.
 booting
     What the child announced: `Child.name`, `tasks`, `features`, `unknown_features`, `capacity`.
     `Child.pid`, `spawned_at`, `proven`, `has_booted`, `seen_unread`, `boot_deadline`,
@@ -35,6 +35,10 @@ exits
     `Child.state`, of a child that is gone.
 scheduler
     `Group.boot`, by the event `change_boot`.
+standstill
+    `Child.due`, `quiet_since`, `warn_at`, `stands_still`.
+traces
+    `Job.trace`, `traces`. Of a new trace also `request` and `accepted`.
 
 `engine` writes `Child.open_line` and `Child.bad_greeting`. The rest of
 `Group` is configuration and never changes.
@@ -51,8 +55,9 @@ import msgspec
 from ..errors import TransitionError
 from ..settings import ChildSettings
 from ..wire.messages import CancelReason, Feature, Message, decode_reply
+from ..wire.python import Ask
 from .counters import Counters
-from .states import CHILD_TRANSITIONS, JOB_TRANSITIONS, Cause, ChildState, JobState
+from .states import CHILD_TRANSITIONS, JOB_TRANSITIONS, Cause, ChildState, JobState, Tracing
 
 __all__ = (
     "Cause",
@@ -63,6 +68,7 @@ __all__ = (
     "Job",
     "JobState",
     "Slot",
+    "Tracing",
     "children_of",
 )
 
@@ -84,20 +90,19 @@ class Job(_Referable):
     Arguments:
         task_id: Celery's id of the task.
         task_name: the name of the task.
-        group: the name of the group whose children can do it; None is the worker itself.
+        group: the name of the group whose children can do it.
         timeout: the hard limit in seconds, from acceptance; None is none.
         soft_timeout: the soft limit in seconds, from acceptance; None is none.
-        traced_here: whether a thread of the worker traces the job from the start and reports when
-            it is through. Otherwise the child traces it, or it is not traced.
+        tracing: whether a tracer has a part in it.
         retries: how often Celery has retried the task. A retry is another job with the same id.
     """
 
     task_id: str
     task_name: str
-    group: str | None
+    group: str
     timeout: float | None = None
     soft_timeout: float | None = None
-    traced_here: bool = True
+    tracing: Tracing = Tracing.NEVER
     retries: int = 0
 
     state: JobState = field(default=JobState.QUEUED, init=False)
@@ -105,7 +110,11 @@ class Job(_Referable):
     number: int = field(default=0, init=False)
     #: The child that the job is with while it is RESERVED or SENT.
     child: Child | None = field(default=None, init=False)
-    #: The line to write: known from the start, or once the tracer has provided it.
+    #: Of a job with a tracer: its trace, once that has begun.
+    trace: Job | None = field(default=None, init=False)
+    #: Of a trace: the job that it traces.
+    traces: Job | None = field(default=None, init=False)
+    #: What to write, once it is known. That of a trace grows by what its tracer is told later.
     request: bytes | None = field(default=None, init=False)
     #: Whether Celery was told that the job is accepted.
     accepted: bool = field(default=False, init=False)
@@ -212,6 +221,15 @@ class Child:
     max_age_at: float | None = field(default=None, init=False)
     #: Why it is to be recycled; empty if it is not.
     recycle_reason: str = field(default="", init=False)
+
+    #: Of a tracer: the traces about which it is to say something next.
+    due: set[Job] = field(default_factory=set, init=False)
+    #: Since when it says nothing about them; None if there are none.
+    quiet_since: float | None = field(default=None, init=False)
+    #: When the log warns of that.
+    warn_at: float | None = field(default=None, init=False)
+    #: Whether the log has warned.
+    stands_still: bool = field(default=False, init=False)
 
     #: Why it is replaced; empty if it is not.
     reason: str = field(default="", init=False)
@@ -323,14 +341,16 @@ class Group:
         boot: what each child reads before anything else. Only `Scheduler.change_boot` changes it.
         decode: makes a message of a child's line, or raises `ProtocolFault`.
         withheld: names of the worker's environment variables that its children do not get.
+        on_demand: whether it spawns no child until a job waits for one.
     """
 
     name: str
     settings: ChildSettings
     size: InitVar[int]
     boot: bytes = b""
-    decode: Callable[[bytes], Message] = decode_reply
+    decode: Callable[[bytes], Message | Ask] = decode_reply
     withheld: frozenset[str] = frozenset()
+    on_demand: bool = False
 
     slots: list[Slot] = field(default_factory=list, init=False)
     #: By number: all that are not gone, those that are being stopped included.
@@ -358,6 +378,11 @@ class Group:
 
     def __repr__(self) -> str:
         return f"<Group {self.name}>"
+
+    @property
+    def must_start(self) -> bool:
+        """Whether it has children when the pool starts. With ``--autoscale=10,0``, it may not."""
+        return bool(self.slots) and not self.on_demand
 
     @property
     def in_service(self) -> int:

@@ -6,7 +6,7 @@ import signal
 
 import msgspec
 
-from ..wire.messages import Reply
+from ..wire.messages import CancelReason, Reply
 
 __all__ = (
     "Answered",
@@ -84,6 +84,8 @@ class Terminated(msgspec.Struct, frozen=True):
     """The job was terminated on request, with signal `signum`."""
 
     signum: int
+    #: Why: it was revoked, or the worker stops or has lost its broker.
+    reason: CancelReason = CancelReason.REVOKED
 
 
 class Dropped(msgspec.Struct, frozen=True):

@@ -10,7 +10,6 @@ from .actions import Action, Report
 from .booting import EOF_GRACE, Booting
 from .jobs import Jobs
 from .model import Cause, Child, ChildState, JobState
-from .outcomes import Faulted
 from .recycling import Recycling
 from .spawning import Spawning
 from .stopping import Stopping
@@ -129,11 +128,10 @@ class Replacing:
         """Fail the jobs of `child`, which broke the protocol, and replace it."""
         if child.state in (ChildState.STOPPING, ChildState.GONE):
             return []
-        actions: list[Action] = [
-            self._jobs.answer(job, Faulted(reason))
-            for job in child.jobs.values()
-            if job.state is JobState.SENT
-        ]
+        actions: list[Action] = []
+        for job in child.jobs.values():
+            if job.state is JobState.SENT:
+                actions += self._jobs.fail(job, reason)
         return [*actions, *self.kill_and_replace(child, Cause.FAULTED, reason, now)]
 
     def expect_exit(self, child: Child, reason: str, now: float) -> list[Action]:

@@ -13,6 +13,7 @@ from .recycling import Recycling
 from .replacing import Replacing
 from .spawning import Spawning
 from .stopping import Stopping
+from .traces import Traces
 
 __all__ = ("Replies",)
 
@@ -32,8 +33,10 @@ class Replies:
         booting: Booting,
         stopping: Stopping,
         replacing: Replacing,
+        traces: Traces,
     ) -> None:
         self._jobs = jobs
+        self._traces = traces
         self._deadlines = deadlines
         self._spawning = spawning
         self._recycling = recycling
@@ -50,13 +53,18 @@ class Replies:
             return self._replacing.fault(child, _unexpected(child, reply, "reply"), now)
         if job.state is JobState.SENT:
             child.group.counters.count_reply(now - job.begun_at, isinstance(reply, Throttled))
-            actions: list[Action] = [self._jobs.answer(job, Answered(reply))]
+            actions = self._ended(job, child, reply, now)
         else:
             child.group.counters.count_late_reply()
             actions = overruled(job)
         actions += self._note_done(child, bool(reply.retire), now)
         actions += self._stopping.release(child, job, now)
         return actions
+
+    def _ended(self, job: Job, child: Child, reply: Reply, now: float) -> list[Action]:
+        if job.traces is not None:
+            return self._traces.ended(job, child, reply, now)
+        return [self._jobs.answer(job, Answered(reply))]
 
     def _still_counts(self, job: Job | None, reply: Reply) -> bool:
         """Return whether `reply`, of a child that is being ended, ends `job`.

@@ -13,22 +13,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from ..wire.messages import CancelReason, Log, Progress, Ready, Reply
+from ..wire.python import Ask
 from .actions import Action
 from .booting import Booting, still_booting
 from .deadlines import Alarm, Deadlines
 from .ending import Ending
 from .exits import Exits
 from .jobs import Jobs
-from .model import Child, Group, Job, JobState
+from .model import Child, Group, Job
+from .outcomes import Lost
 from .recycling import Recycling
 from .replacing import Replacing
 from .replies import Replies
 from .shutdown import Shutdown
 from .sizing import Sizing
 from .spawning import Spawning
+from .standstill import Standstill
 from .stopping import Stopping
 from .time_limits import TimeLimits
 from .timers import Timers
+from .traces import Traces
 
 __all__ = ("Scheduler",)
 
@@ -54,15 +58,24 @@ class Scheduler:
         self._spawning = spawning = Spawning(groups, alarm, recycling, random)
         self._booting = Booting(alarm, spawning, recycling, stopping)
         self._replacing = Replacing(jobs, spawning, recycling, self._booting, stopping)
-        self._replies = Replies(
-            jobs, deadlines, spawning, recycling, self._booting, stopping, self._replacing
-        )
         self._ending = Ending(jobs, stopping, self._replacing)
+        standstill = Standstill(alarm)
+        self._traces = Traces(jobs, deadlines, stopping, self._ending, standstill)
+        self._replies = Replies(
+            jobs,
+            deadlines,
+            spawning,
+            recycling,
+            self._booting,
+            stopping,
+            self._replacing,
+            self._traces,
+        )
         self._time_limits = TimeLimits(deadlines, self._booting, self._replacing, self._ending)
-        self._exits = Exits(jobs, spawning, stopping, self._replacing)
+        self._exits = Exits(jobs, spawning, stopping, self._replacing, self._traces)
         self._sizing = Sizing(groups, jobs, spawning, stopping)
         self._shutdown = Shutdown(groups, jobs, spawning, stopping, self._replacing)
-        child_timers = (self._exits, self._booting, recycling, stopping)
+        child_timers = (self._exits, self._booting, recycling, stopping, standstill)
         self._timers = Timers(groups, alarm, jobs, self._time_limits, child_timers, spawning)
 
     # -- starting and stopping
@@ -100,20 +113,21 @@ class Scheduler:
         self._jobs.add(job, now)
         return []
 
-    def provide(self, job: Job, request: bytes, now: float) -> list[Action]:
-        """The tracer of `job` has prepared its request line."""
-        return self._jobs.provide(job, request)
+    def trace(self, job: Job, request: bytes, now: float) -> list[Action]:
+        """`job`, which is accepted or ANSWERED, is to be traced. `request` is for its tracer."""
+        return self._traces.begin(job, request, now)
 
-    def finish(self, job: Job, now: float) -> list[Action]:
-        """The tracer of `job` is through, maybe without having needed the child."""
-        if job.state is JobState.CLOSED:
-            # It was resolved meanwhile.
-            return []
-        child = job.child
-        finished = self._jobs.finish(job)
-        if child is None:
-            return [finished]
-        return [finished, *self._stopping.release(child, job, now)]
+    def follow_up(self, job: Job, request: bytes, now: float) -> list[Action]:
+        """Celery is about to be told that `job` is over. A tracer is to do `request` before."""
+        return self._traces.follow_up(job, request, now)
+
+    def give_up(self, job: Job, reason: str, now: float) -> list[Action]:
+        """`job` can't be brought to its end, for `reason`."""
+        return self._ending.lose(job, Lost(None, reason), None, now)
+
+    def tell(self, job: Job, line: bytes, now: float) -> list[Action]:
+        """The tracer of `job` is to read `line`: what the external child said."""
+        return self._traces.tell(job, line, now)
 
     def terminate(
         self, job: Job, signum: int, now: float, reason: CancelReason = CancelReason.REVOKED
@@ -144,6 +158,10 @@ class Scheduler:
         """`child` wrote a final reply."""
         return self._replies.replied(child, reply, now)
 
+    def asked(self, child: Child, ask: Ask, now: float) -> list[Action]:
+        """`child`, a tracer, asks for the exchange with an external child."""
+        return self._traces.asked(child, ask, now)
+
     def progressed(self, child: Child, progress: Progress, now: float) -> list[Action]:
         """`child` told the progress of a job."""
         return self._replies.progressed(child, progress, now)
@@ -168,6 +186,8 @@ class Scheduler:
         """The request of `job` was written to `child`, as far as its pipe took it, after `offset`
         other bytes."""
         self._jobs.sent(job, child, offset, now)
+        if job.traces is not None:
+            self._traces.written(job, child, now)
         self._recycling.count_begun(child)
 
     def unwritten(self, child: Child, reason: str, read: int, now: float) -> list[Action]:
@@ -248,10 +268,14 @@ class Scheduler:
         order of arrival, as far as the limit and the children allow."""
         actions: list[Action] = []
         # This is called for each job: what is rare is asked for first.
-        if self._recycling.marked:
-            actions += self._spawning.spawn_successors(now)
         if self._shutdown.closed:
             actions += self._shutdown.give_up_stranded()
+        if self._jobs.orphans or self._jobs.abandoned:
+            actions += self._traces.settle(now)
+        if self._spawning.asleep:
+            actions += self._spawning.wake(now)
+        if self._recycling.marked:
+            actions += self._spawning.spawn_successors(now)
         actions += self._jobs.begin_waiting(now)
         return actions
 

@@ -68,6 +68,7 @@ def release(child: Child, job: Job) -> bool:
 def take_away(child: Child, job: Job) -> None:
     """Take `job` from `child`, which has not begun it."""
     del child.jobs[job.task_id]
+    child.pending_cancels -= job.kill_at is not None
 
 
 def clear(child: Child) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..wire.messages import CancelReason
 from .actions import Action, Cancel, Stranded
 from .jobs import Jobs
-from .model import Cause, Child, ChildState, Group, JobState, children_of
+from .model import Cause, Child, ChildState, Group, Job, JobState, children_of
 from .outcomes import Lost
 from .replacing import Replacing
 from .spawning import Spawning
@@ -57,16 +57,23 @@ class Shutdown:
         """After `close`, give up jobs that no child will ever do."""
         actions: list[Action] = []
         for group in self._groups.values():
-            if group.waiting and (not self._jobs.limit or self._spawning.cannot_start(group)):
-                actions += self._strand(group)
+            hopeless = self._spawning.cannot_start(group)
+            # A trace needs no place below the limit.
+            jobs = tuple(
+                job for job in group.waiting if hopeless or not (self._jobs.limit or job.traces)
+            )
+            if jobs:
+                actions += self._strand(group, jobs)
         return actions
 
-    def _strand(self, group: Group) -> list[Action]:
-        jobs = tuple(group.waiting)
+    def _strand(self, group: Group, jobs: tuple[Job, ...]) -> list[Action]:
         why, _, _ = group.failure.partition("\n")
         reason = f"no child of the group {group.name} can start: {why or 'it has none'}"
         lost = Lost(None, f"the worker stops, and {reason}", stranded=True)
-        return [Stranded(group, reason, jobs), *(self._jobs.resolve(job, lost) for job in jobs)]
+        actions: list[Action] = [Stranded(group, reason, jobs)]
+        for job in jobs:
+            actions += self._jobs.resolve(job, lost)
+        return actions
 
     # -- children
 
@@ -100,8 +107,10 @@ class Shutdown:
         return actions
 
     def _let_end(self, child: Child, now: float) -> list[Action]:
-        """Let `child` end its jobs, which are over, in the time that it was given for that."""
+        """Let `child` end its jobs, which are over, in the time that it was given for that, but not
+        longer than it would have to exit."""
         last = max(job.kill_at or now for job in child.jobs.values())
+        last = min(last, now + child.group.settings.stop_timeout)
         actions = self._stopping.stop_gently(child, now)
         self._stopping.escalate_at(child, last, terminating=True)
         return actions

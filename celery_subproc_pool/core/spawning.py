@@ -35,6 +35,8 @@ class Spawning:
     ) -> None:
         #: Whether no child is spawned any more: the worker stops.
         self.stopped = False
+        #: Groups that spawn no child yet, because no job waits for one.
+        self.asleep = [group for group in groups.values() if group.on_demand]
         self._groups = groups
         self._alarm = alarm
         self._recycling = recycling
@@ -47,10 +49,20 @@ class Spawning:
         """Fill all empty slots, except those that back off."""
         actions: list[Action] = []
         for group in self._groups.values():
-            for slot in group.slots:
+            for slot in () if group.on_demand else group.slots:
                 if slot.child is None or slot.spawn_at is not None:
                     actions += self.fill(group, slot, now)
         return actions
+
+    def wake(self, now: float) -> list[Action]:
+        """Spawn the children of groups on demand for which a job waits now."""
+        needed = [group for group in self.asleep if group.waiting]
+        if not needed:
+            return []
+        for group in needed:
+            group.on_demand = False
+            self.asleep.remove(group)
+        return self.fill_all(now)
 
     def spawn_successors(self, now: float) -> list[Action]:
         """Spawn successors of children that are to be recycled, as many as may boot at a time."""

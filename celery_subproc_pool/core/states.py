@@ -10,19 +10,31 @@ A job is one `apply_async`. It goes through these states (`JOB_TRANSITIONS`)::
        +--- child is gone ---+ +--- not read -----+--- lost, timed out, terminated ---> CLOSED
 
 QUEUED
-    The job waits for a child and for a place below the limit. A job for the worker itself waits
-    for a place only.
+    The job waits for a child and for a place below the limit.
 RESERVED
-    The job has a child. No byte of its request was written. If a thread of the worker traces the
-    job, the tracer prepares the request now. Otherwise the request is known from the start.
+    The job has a child. No byte of its request was written. If the job is traced from the start,
+    its tracer prepares the request now. Otherwise the request is known from the start.
 SENT
     The request was written, or at least its first bytes.
 ANSWERED
     The child has replied, has broken the protocol, or has not ended the job after its soft limit.
-    The tracer stores the result. A job that no thread of the worker traces skips this state: its
-    answer closes it.
+    The tracer stores the result. A job without a tracer skips this state: its answer closes it.
 CLOSED
     The job is over. Each state leads here: a job can be terminated at any time.
+
+**A trace is a job too.** The job of an external child may need Celery's tracer (`Tracing`). Then it
+has a second job, its trace (`Job.trace`), which goes through the same states with a tracer, a child
+of the group `tracers`. Its request is the task message. When the trace comes to the body of the
+task, the tracer asks for the exchange with the external child (`traces.Traces.asked`), and later it
+is told the child's answer. Its reply tells how the trace ended. A trace counts for no limit, and
+has no time limit of its own: when the job is ANSWERED, the trace inherits the hard one.
+
+**If a job with a trace ends in another way, its trace is abandoned.** Celery is told of the end
+when the tracer has let go of the job, or is gone: until then it may store an earlier state.
+
+**If a tracer is lost, so are the jobs that it traces.** Their external children are ended as if the
+jobs were terminated. A tracer that takes no more lines is ended: it can't be told what children
+answer.
 
 **What may have begun is never given to another child.** Only a RESERVED job goes back to the queue.
 A SENT job becomes RESERVED again if its child has read no byte of the request and will read no
@@ -76,7 +88,7 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ("CHILD_TRANSITIONS", "JOB_TRANSITIONS", "Cause", "ChildState", "JobState")
+__all__ = ("CHILD_TRANSITIONS", "JOB_TRANSITIONS", "Cause", "ChildState", "JobState", "Tracing")
 
 
 class JobState(enum.Enum):
@@ -101,6 +113,21 @@ JOB_TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.ANSWERED: frozenset({JobState.CLOSED}),
     JobState.CLOSED: frozenset(),
 }
+
+
+class Tracing(enum.Enum):
+    """Whether a tracer has a part in a job."""
+
+    __hash__ = object.__hash__
+
+    #: None has: its child traces it, or it is no task.
+    NEVER = "never"
+    #: Only if its child answers anything else than `ok`.
+    UNLESS_OK = "unless_ok"
+    #: Only when its child has answered.
+    AT_END = "at_end"
+    #: From its acceptance on.
+    ALWAYS = "always"
 
 
 class ChildState(enum.Enum):

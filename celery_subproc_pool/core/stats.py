@@ -99,8 +99,10 @@ def rows(
     Returns:
         In the order of groups and slots. ``age`` is in seconds, ``rss`` in bytes. ``task`` is the
         ``name``, ``id`` and ``seconds`` of its first job, or None; it has ``in_flight`` jobs.
-        ``name`` is the name that the child gave itself, or None. ``last_exit`` is the latest child
-        that the slot lost, or None: its ``pid``, the ``reason``, and how many ``seconds`` ago.
+        ``name`` is the name that the child gave itself, or None. ``stands_still`` is for how many
+        seconds a tracer that the log warns of has said nothing; None for any other child.
+        ``last_exit`` is the latest child that the slot lost, or None: its ``pid``, the ``reason``,
+        and how many ``seconds`` ago.
     """
     return [
         _row(group, slot, child, now, memory_of)
@@ -111,7 +113,8 @@ def rows(
 
 def _places(group: Group) -> Iterator[tuple[Slot, Child | None]]:
     places = [(child.slot, child) for child in list(group.children.values())]
-    empty = [(slot, None) for slot in list(group.slots) if slot.child is None]
+    # A group on demand has not begun yet.
+    empty = [(s, None) for s in list(group.slots) if s.child is None and not group.on_demand]
     return iter(sorted([*places, *empty], key=lambda place: place[0].number))
 
 
@@ -125,7 +128,7 @@ def _row(
     row: dict[str, Any] = {"group": group.name, "slot": slot.number}
     if child is None:
         row |= {"pid": None, "state": "cooling", "age": None, "jobs": 0, "rss": 0, "task": None}
-        row |= {"in_flight": 0, "name": None}
+        row |= {"in_flight": 0, "name": None, "stands_still": None}
     else:
         row |= {
             "pid": child.pid,
@@ -136,6 +139,7 @@ def _row(
             "task": _task(child, now),
             "in_flight": len(_held(child)),
             "name": child.name,
+            "stands_still": _standstill(child, now),
         }
     return row | {"last_exit": _exit(slot.last_exit, now)}
 
@@ -147,6 +151,12 @@ def _task(child: Child, now: float) -> dict[str, Any] | None:
     # The child has not begun it while its tracer prepares the request.
     seconds = now - job.begun_at if job.state is JobState.SENT else 0.0
     return {"name": job.task_name, "id": job.task_id, "seconds": round(seconds, 3)}
+
+
+def _standstill(child: Child, now: float) -> float | None:
+    if not child.stands_still or child.quiet_since is None:
+        return None
+    return round(now - child.quiet_since, 3)
 
 
 def _held(child: Child) -> list[Job]:

@@ -13,6 +13,7 @@ from functools import partial
 from ..core.scheduler import Scheduler
 from ..errors import ProtocolFault
 from ..wire.messages import Fatal, Log, Message, Progress, Ready, Reply
+from ..wire.python import Ask
 from ..wire.text import quote
 from .loop import Loop
 from .running import RunningChild
@@ -109,11 +110,27 @@ class Descriptors:
         if not process.write(line):
             return False
         if process.unwritten and not running.writing:
-            assert process.stdin is not None
-            running.writing = True
-            serve = partial(self._serve, self._on_stdin, running)
-            self._loop.selector.watch(process.stdin, serve, writable=True)
+            self._write_when_there_is_room(running)
         return True
+
+    def _write_when_there_is_room(self, running: RunningChild) -> None:
+        assert running.process.stdin is not None
+        running.writing = True
+        serve = partial(self._serve, self._on_stdin, running)
+        self._loop.selector.watch(running.process.stdin, serve, writable=True)
+
+    def put_off(self, running: RunningChild, line: bytes) -> None:
+        """Write `line` to the child's stdin at the end of this turn, together with others."""
+        process = running.process
+        if not process.unwritten:
+            self._loop.at_rest(partial(self._serve, self._write_rest, running))
+        process.put_off(line)
+
+    def _write_rest(self, running: RunningChild) -> None:
+        if not running.writing:
+            self._on_stdin(running)
+        if running.process.unwritten and not running.writing:
+            self._write_when_there_is_room(running)
 
     def stop_writing(self, running: RunningChild) -> None:
         """Do not go on writing what the pipe has not taken."""
@@ -192,10 +209,12 @@ class Descriptors:
         except ProtocolFault as exc:
             self._loop.tell(self._scheduler.faulted, running.child, str(exc))
 
-    def _hear(self, running: RunningChild, message: Message | Ready | Fatal) -> None:
+    def _hear(self, running: RunningChild, message: Message | Ask | Ready | Fatal) -> None:
         tell, scheduler, child = self._loop.tell, self._scheduler, running.child
         if isinstance(message, Reply):
             tell(scheduler.replied, child, message)
+        elif isinstance(message, Ask):
+            tell(scheduler.asked, child, message)
         elif isinstance(message, Progress):
             tell(scheduler.progressed, child, message)
         elif isinstance(message, Log):

@@ -9,7 +9,8 @@
 
 A turn tells the scheduler everything that has happened. Then it lets the scheduler hand out jobs,
 performs all actions, and repeats this until nothing is left to do. Callbacks run last, one at a
-time, because a callback may call the loop again: Celery calls `post` from inside of one.
+time, because a callback may call the loop again: Celery calls `post` from inside of one. What was
+put off until then (`at_rest`) is done when no callback is left.
 
 One thread turns the loop. It is the thread of the worker's event loop, which sees one descriptor
 (`fileno`) and one timer (`on_deadline`), or a thread that does nothing else. A signal handler may
@@ -108,6 +109,9 @@ class Loop:
         self._callbacks: deque[Callable[[], None]] = deque()
         #: Has a callback called later in this turn, after all actions.
         self.call_later: Callable[[Callable[[], None]], None] = self._callbacks.append
+        self._put_off: deque[Callable[[], None]] = deque()
+        #: Has a function called at the end of this turn, after all callbacks.
+        self.at_rest: Callable[[Callable[[], None]], None] = self._put_off.append
         #: Whether the scheduler was told an event since its last `dispatch`.
         self._told = False
         self._turning = False
@@ -153,8 +157,8 @@ class Loop:
         return question() if answer.cancel() else answer.result()
 
     def wake(self) -> None:
-        """Make a `turn` that waits return, from any thread. Once closed, do nothing: a tracing
-        thread may outlive the worker's pool."""
+        """Make a `turn` that waits return, from any thread. Once closed, do nothing: the thread may
+        outlive the worker's pool."""
         self.selector.wake()
 
     @property
@@ -267,7 +271,7 @@ class Loop:
 
     def _run_to_rest(self) -> None:
         """Tell all events, hand out jobs, perform all actions. Call one callback only if there was
-        no action. Repeat."""
+        no action, and do what was put off only if there was no callback. Repeat."""
         inbox, actions, callbacks = self._inbox, self._actions, self._callbacks
         while True:
             while inbox:
@@ -282,6 +286,8 @@ class Loop:
                     self._act(actions.popleft())
             elif callbacks:
                 self._call_back(callbacks.popleft())
+            elif self._put_off:
+                self._call_back(self._put_off.popleft())
             else:
                 return
 

@@ -18,7 +18,8 @@ from ..core.model import Child, JobState
 from ..core.outcomes import ChildFacts, Outcome
 from ..core.scheduler import Scheduler
 from ..errors import SpawnError
-from ..wire.messages import encode_cancel
+from ..wire.messages import Reply, encode_cancel
+from ..wire.python import encode_abandon
 from . import programs, reports
 from .descriptors import Descriptors
 from .loop import Loop
@@ -31,14 +32,17 @@ __all__ = ("Listener", "Performer")
 class Listener(Protocol):
     """The owner of the jobs. Called on the thread that turns the engine."""
 
-    def accepted(self, job: Any, child: Child | None, now: float) -> None:
-        """`job` was handed to `child` (None: to the worker itself) at monotonic time `now`."""
+    def accepted(self, job: Any, child: Child, now: float) -> None:
+        """`job` was handed to `child` at monotonic time `now`."""
 
-    def resolved(self, job: Any, outcome: Outcome, facts: ChildFacts | None) -> None:
-        """The time of `job` with a child is over."""
+    def resolved(
+        self, job: Any, outcome: Outcome, facts: ChildFacts | None, unfinished: bool
+    ) -> None:
+        """The time of `job` with a child is over; `unfinished` if the end of its trace follows."""
 
-    def finished(self, job: Any) -> None:
-        """The tracer of `job` has ended, and nothing else had ended the job before."""
+    def finished(self, job: Any, reply: Reply | None) -> None:
+        """The trace of `job` is over, with `reply` if it came to its end. The job may have been
+        resolved before."""
 
     def soft_timed_out(self, job: Any, told: bool) -> None:
         """The soft time limit of `job` is over. `told` says whether its child was told."""
@@ -94,6 +98,8 @@ class Performer:
             actions.Spawn: self._spawn,
             actions.Write: self._write,
             actions.Cancel: self._cancel,
+            actions.Tell: self._tell,
+            actions.Abandon: self._abandon,
             actions.Interrupt: self._interrupt,
             actions.Kill: self._kill,
             actions.CloseStdin: self._close_stdin,
@@ -103,6 +109,8 @@ class Performer:
             actions.Logged: self._logged,
             actions.Unkillable: reports.unkillable,
             actions.Stranded: reports.stranded,
+            actions.StandsStill: self._stands_still,
+            actions.GoesOn: reports.goes_on,
             actions.Healed: lambda action: reports.healed(action.group),
         }
 
@@ -145,6 +153,11 @@ class Performer:
             return
         process = running.process
         offset = process.written
+        if child.capacity > 1 and process.stdin is not None:
+            # More may follow in this turn, and one system call writes all.
+            self._descriptors.put_off(running, job.request)
+            self._loop.note(self._scheduler.written, child, job, offset)
+            return
         try:
             put = self._descriptors.write(running, job.request)
         finally:
@@ -159,6 +172,15 @@ class Performer:
         if running is not None:
             # If it can't be written, the child's exit tells why.
             self._descriptors.write(running, encode_cancel(action.job.task_id, action.reason))
+
+    def _tell(self, action: actions.Tell) -> None:
+        running = self._processes.get(action.child)
+        if running is not None:
+            self._descriptors.put_off(running, action.line)
+
+    def _abandon(self, action: actions.Abandon) -> None:
+        line = encode_abandon(action.job.task_id, action.revoked)
+        self._tell(actions.Tell(action.child, line))
 
     def _interrupt(self, action: actions.Interrupt) -> None:
         running = self._processes.get(action.child)
@@ -200,6 +222,13 @@ class Performer:
         if running is not None:
             running.log(action.record, action.job)
 
+    def _stands_still(self, action: actions.StandsStill) -> None:
+        reports.stands_still(action)
+        running = self._processes.get(action.child)
+        if running is not None:
+            # It writes to its stderr which code it runs.
+            running.signal(signal.SIGUSR1)
+
     # -- by a callback
 
     def _accept(self, action: actions.Accept) -> None:
@@ -211,10 +240,13 @@ class Performer:
         if action.child is not None and not isinstance(action.outcome, outcomes.Answered):
             running = self._processes.get(action.child)
             facts = None if running is None else running.facts()
-        self._loop.call_later(partial(self._listener.resolved, action.job, action.outcome, facts))
+        resolved = partial(
+            self._listener.resolved, action.job, action.outcome, facts, action.unfinished
+        )
+        self._loop.call_later(resolved)
 
     def _finished(self, action: actions.Finished) -> None:
-        self._loop.call_later(partial(self._listener.finished, action.job))
+        self._loop.call_later(partial(self._listener.finished, action.job, action.reply))
 
     def _soft_timeout(self, action: actions.SoftTimeout) -> None:
         running = self._processes.get(action.child)

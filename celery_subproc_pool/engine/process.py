@@ -107,8 +107,14 @@ class ChildProcess:
         self.written += len(data)
         return True
 
+    def put_off(self, data: bytes) -> None:
+        """Keep `data` for `write_more`, after what was left before."""
+        if self.stdin is not None:
+            self._rest.append(memoryview(data))
+            self.written += len(data)
+
     def write_more(self) -> bool:
-        """Write more of what `write` has left.
+        """Write more of what `write` has left, or was put off.
 
         Returns:
             False if the child has closed its stdin. What was left is dropped.
@@ -116,6 +122,11 @@ class ChildProcess:
         if self.stdin is None or not self._rest:
             return True
         first = self._rest[0]
+        if len(self._rest) > 1:
+            # One system call for all.
+            first = memoryview(b"".join(self._rest))
+            self._rest.clear()
+            self._rest.append(first)
         try:
             first = first[os.write(self.stdin, first) :]
         except BlockingIOError:

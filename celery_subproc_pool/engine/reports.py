@@ -7,18 +7,20 @@ from collections.abc import Sequence
 
 import psutil
 
-from ..core.actions import Recycled, Report, Stranded, Unkillable
+from ..core.actions import GoesOn, Recycled, Report, StandsStill, Stranded, Unkillable
 from ..core.model import Child, Group, Job
 from ..core.outcomes import ChildFacts
 
 __all__ = (
     "cleared",
+    "goes_on",
     "healed",
     "left_behind",
     "left_over",
     "recycled",
     "replaced",
     "some_of",
+    "stands_still",
     "stranded",
     "unkillable",
     "why_not_ours",
@@ -131,6 +133,23 @@ def stranded(event: Stranded) -> None:
         event.reason,
         some_of([job.title for job in event.jobs]),
     )
+
+
+def stands_still(event: StandsStill) -> None:
+    """Log that a tracer says nothing."""
+    logger.warning(
+        "Child %s stands still: it has said nothing for %.0f s, and these jobs wait for it: %s."
+        " What it calls hangs: the result backend, a hook, or a receiver of a signal. The worker"
+        " and other tracers go on. Its stderr shows next which code it runs",
+        _name(event.child),
+        event.seconds,
+        some_of([job.title for job in event.jobs]),
+    )
+
+
+def goes_on(event: GoesOn) -> None:
+    """Log that a tracer that has stood still goes on."""
+    logger.warning("Child %s goes on, after %.0f s", _name(event.child), event.seconds)
 
 
 def left_behind(pids: Sequence[int]) -> None:

@@ -16,6 +16,7 @@ from ..core.outcomes import ChildFacts
 from ..errors import ProtocolFault
 from ..wire.lines import LineBuffer, StderrLines
 from ..wire.messages import Fatal, Log, Message, Ready, around_greeting, decode_greeting
+from ..wire.python import Ask
 from ..wire.text import printable
 from .process import ChildProcess
 
@@ -87,7 +88,7 @@ class RunningChild:
         self._stderr = StderrLines()
         self._logger = logging.getLogger(f"celery_subproc_pool.child.{child.group.name}")
 
-    def messages(self, data: bytes) -> Iterator[Message | Ready | Fatal]:
+    def messages(self, data: bytes) -> Iterator[Message | Ask | Ready | Fatal]:
         """Yield the messages that `data` from its stdout completes. While it boots, log what is
         no greeting.
 

@@ -21,7 +21,15 @@ from kombu.utils.encoding import safe_repr
 
 from ..errors import TaskMemoryError
 from ..wire.json_lines import encode
-from ..wire.python import Raised, Returned, TaskMessage, TaskRequest, Traced
+from ..wire.python import (
+    Exchange,
+    Notice,
+    Raised,
+    Returned,
+    TaskMessage,
+    TaskRequest,
+    Traced,
+)
 from .calls import decode_returned, encode_returned
 from .values import is_plain, utf8_text
 
@@ -38,13 +46,14 @@ _PREDICATES = "celery.exceptions"
 # -- the request
 
 
-def encode_task(task_id: str, arguments: Sequence[Any]) -> bytes:
-    """Encode the request to run a task in a Python child.
+def encode_task(task_id: str, arguments: Sequence[Any], exchange: Exchange | None = None) -> bytes:
+    """Encode the request to run a task in a Python child, or to trace it.
 
     Arguments:
         task_id: Celery's id of the task.
         arguments: what `celery.worker.request.Request.execute_using_pool` passes to the tracer:
             the task's name and id, the request's headers, the body, its content type and encoding.
+        exchange: for a tracer: what it must know of the external child that runs the task.
 
     Raises:
         pickle.PicklingError or TypeError: the request holds an object that can't be pickled.
@@ -65,11 +74,17 @@ def encode_task(task_id: str, arguments: Sequence[Any]) -> bytes:
             raw=raw,
         )
         try:
-            return encode(TaskRequest(id=task_id, payload=message))
+            return encode(_request(task_id, message, exchange))
         except (ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
             # It holds a number or a string that JSON lacks.
             pass
-    return encode(TaskRequest(id=task_id, payload=_pickled(arguments, request)))
+    return encode(_request(task_id, _pickled(arguments, request), exchange))
+
+
+def _request(task_id: str, message: TaskMessage, exchange: Exchange | None) -> TaskRequest | Notice:
+    if exchange is None:
+        return TaskRequest(id=task_id, payload=message)
+    return Notice(id=task_id, payload=message, exchange=exchange)
 
 
 def _pickled(arguments: Sequence[Any], request: dict[str, Any]) -> TaskMessage:
@@ -97,9 +112,10 @@ def _text_or_bytes(body: Any, content_encoding: str | None) -> tuple[str | None,
     return None, data
 
 
-def task_arguments(request: TaskRequest) -> tuple[Any, ...]:
+def task_arguments(request: TaskRequest | Notice) -> tuple[Any, ...]:
     """Return the arguments for the tracer, as `encode_task` got them."""
     message = request.payload
+    assert message is not None
     if message.pickled is not None:
         headers, body = pickle.loads(message.pickled)
     else:

@@ -1,4 +1,4 @@
-"""Runs what an interpreter runs when it ends, within a time."""
+"""How a Python child ends: what an interpreter runs at its end, within a time."""
 
 from __future__ import annotations
 
@@ -8,11 +8,35 @@ import multiprocessing
 import os
 import threading
 import traceback
+from typing import NoReturn
 
-__all__ = ("run_exit_handlers",)
+from celery import signals
+
+from ..serve import flush_prints
+
+__all__ = ("leave", "run_exit_handlers")
 
 #: Seconds that the log record about an overdue exit may take.
 LAST_WORDS = 0.5
+
+
+def leave(hostname: str, pid: int, grace: float, status: int) -> NoReturn:
+    """End as a process of prefork does, without waiting for threads that tasks left.
+
+    Unlike prefork, run exit handlers first: agents send then what they have queued.
+
+    Arguments:
+        hostname: the worker's node name.
+        pid: this process.
+        grace: seconds that the exit handlers may take.
+        status: the exit status.
+    """
+    try:
+        signals.worker_process_shutdown.send(sender=hostname, pid=pid, exitcode=status)
+        run_exit_handlers(grace, status)
+        flush_prints()
+    finally:
+        os._exit(status)
 
 
 def run_exit_handlers(grace: float, status: int) -> None:
@@ -26,7 +50,7 @@ def run_exit_handlers(grace: float, status: int) -> None:
         grace: seconds. If the handlers are not done then, the process exits without them.
         status: the exit status in that case.
     """
-    timer = threading.Timer(grace, _leave, (grace, status))
+    timer = threading.Timer(grace, _give_up, (grace, status))
     timer.daemon = True
     timer.start()
     # `threading._shutdown` would run these too, but it also waits for threads, which may never end.
@@ -39,7 +63,7 @@ def run_exit_handlers(grace: float, status: int) -> None:
     timer.cancel()
 
 
-def _leave(grace: float, status: int) -> None:
+def _give_up(grace: float, status: int) -> None:
     try:
         # In a thread: logging may be what hangs.
         teller = threading.Thread(target=_tell_overdue, args=(grace,), daemon=True)

@@ -43,12 +43,13 @@ _alive: list[Replay] = []
 _RESET = ("SIGTERM", "SIGHUP", "SIGTTIN", "SIGTTOU", "SIGUSR1")
 
 
-def load(boot: Boot, slot: int, first: bool = False) -> Celery:
+def load(boot: Boot, name: str, slot: int, first: bool = False) -> Celery:
     """Load the project and set up this process for it.
 
     Arguments:
         boot: the boot line.
-        slot: this child's place among the Python children, from 0.
+        name: of this kind of process.
+        slot: this child's place in its group, from 0.
         first: whether this child logs what is odd about the project. One does, for all.
 
     Returns:
@@ -57,7 +58,7 @@ def load(boot: Boot, slot: int, first: bool = False) -> Celery:
     Raises:
         Exception: whatever importing the project raises.
     """
-    _name_process(boot.hostname, slot)
+    _name_process(name, boot.hostname, slot)
     # As prefork: Ctrl-C and a remapped SIGTERM are for the worker.
     platforms.signals.reset(*_RESET)
     platforms.signals.ignore("SIGINT", *([TERM_SIGNAME] if REMAP_SIGTERM else []))
@@ -102,11 +103,11 @@ def _set_up(app: Celery, boot: Boot, replay: Replay, first: bool) -> None:
         _complain(replay.complaints(), lacking)
 
 
-def _name_process(hostname: str, slot: int) -> None:
+def _name_process(name: str, hostname: str, slot: int) -> None:
     """Name this process for logs and `ps`, and number it for ``%i`` in a log file's name."""
     billiard = billiard_process.current_process()
     billiard.index = slot
-    name = f"SubprocPoolWorker-{slot + 1}"
+    name = f"{name}-{slot + 1}"
     billiard._name = name
     multiprocessing.current_process().name = name
     platforms.set_mp_process_title("celeryd", hostname=hostname)
@@ -150,12 +151,14 @@ def _complete(app: Celery, boot: Boot, warn: bool) -> None:
     """Make the tasks that the worker has and loading the app did not make."""
     for name in [name for name in boot.tasks if name not in app.tasks]:
         reason = _get_task(app, name, boot)
-        if name not in app.tasks and warn:
+        if name not in app.tasks and (warn or boot.traces):
             logger.warning(
-                "The Python children lack the task %s of the module %s, and it fails if it arrives:"
-                " %s. Define it at the top level of a module",
+                "The %s lack the task %s of the module %s, and %s if it arrives: %s. Define it at"
+                " the top level of a module",
+                "tracers" if boot.traces else "Python children",
                 name,
                 boot.tasks[name],
+                "its options and hooks do not count" if boot.traces else "it fails",
                 reason,
             )
 

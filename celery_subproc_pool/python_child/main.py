@@ -14,34 +14,63 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, Protocol
 
 from ..serve import flush_prints, take_wire, write_all
 from ..wire.environment import FIRST, SLOT, STDERR, STDOUT
 from .frames import is_ours
 
-__all__ = ("main",)
+__all__ = ("boot_and_serve", "main")
+
+
+class Server(Protocol):
+    """Does jobs."""
+
+    @property
+    def features(self) -> Sequence[str]:
+        """What to announce in the handshake."""
+
+    def serve(self) -> NoReturn:
+        """Do jobs until there will be no more, and exit."""
 
 
 def main() -> NoReturn:
     """Boot, then serve jobs until stdin ends."""
+    boot_and_serve("SubprocPoolWorker", _child)
+
+
+def _child(*arguments: Any) -> Server:
+    from .serving import Child
+
+    return Child(*arguments)
+
+
+def boot_and_serve(name: str, make: Callable[..., Server]) -> NoReturn:
+    """Boot, then serve jobs until stdin ends.
+
+    Arguments:
+        name: of this kind of process, for logs and `ps`.
+        make: is called when the project is loaded, with the app, the boot line, the stream of
+            requests and the descriptor for replies. What it returns serves.
+    """
     requests, replies = take_wire()
     stdout, stderr = _inherited(STDOUT), _inherited(STDERR)
     try:
         boot = _read_boot(requests)
         _enter_project(boot)
-        from . import loading, serving
+        from . import loading
 
         first = os.environ.pop(FIRST, None) is not None
-        app = loading.load(boot, int(os.environ.get(SLOT, "0")), first)
+        app = loading.load(boot, name, int(os.environ.get(SLOT, "0")), first)
     except Exception as exc:
         _say(replies, status="fatal", message=_why(exc))
         sys.exit(1)
     _take_over(stdout, stderr)
-    child = serving.Child(app, boot.hostname, requests, replies, boot.exit_grace)
+    child = make(app, boot, requests, replies)
     try:
-        _say(replies, status="ready", protocol=1, pid=os.getpid())
+        _say(replies, status="ready", protocol=1, pid=os.getpid(), features=child.features)
     except BrokenPipeError:
         # The worker is gone.
         sys.exit(0)
@@ -69,10 +98,7 @@ def _read_boot(requests: BinaryIO) -> Any:
     line = requests.readline()
     if not line:
         # The worker is gone, or a person runs this by hand.
-        sys.exit(
-            "celery_subproc_pool.python_child.main: the pool starts this program and sends it jobs"
-            " on stdin"
-        )
+        sys.exit("a program of celery_subproc_pool: the pool starts it and sends it jobs on stdin")
     from ..wire.python import decode_boot
 
     return decode_boot(line)

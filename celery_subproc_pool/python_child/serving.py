@@ -9,15 +9,15 @@ import traceback
 from types import FrameType
 from typing import BinaryIO, NoReturn
 
-from celery import Celery, signals
+from celery import Celery
 from celery.app.trace import fast_trace_task
 from celery.exceptions import NotRegistered
 
 from ..serve import flush_prints, write_all
-from ..wire.python import TaskRequest, decode_request
+from ..wire.python import Boot, TaskRequest, decode_request
 from .calls import call
 from .codec import End, encode_end, escaped_end, task_arguments
-from .exits import run_exit_handlers
+from .exits import leave
 from .soft_limits import SoftLimits
 
 __all__ = ("Child",)
@@ -28,20 +28,19 @@ class Child:
 
     Arguments:
         app: the project's app.
-        hostname: the worker's node name.
+        boot: the boot line.
         requests: the stream of requests.
         replies: the descriptor for replies.
-        exit_grace: seconds that functions registered with `atexit` may take.
     """
 
-    def __init__(
-        self, app: Celery, hostname: str, requests: BinaryIO, replies: int, exit_grace: float
-    ) -> None:
+    #: What it announces in the handshake: nothing.
+    features = ()
+
+    def __init__(self, app: Celery, boot: Boot, requests: BinaryIO, replies: int) -> None:
         self._app = app
-        self._hostname = hostname
+        self._boot = boot
         self._requests = requests
         self._replies = replies
-        self._exit_grace = exit_grace
         self._limits = SoftLimits(fast_trace_task, task_arguments, self._require)
         self._working = False
         self._pid = os.getpid()
@@ -61,7 +60,7 @@ class Child:
             traceback.print_exc()
             status = 1
         finally:
-            self._exit(status)
+            leave(self._boot.hostname, self._pid, self._boot.exit_grace, status)
 
     def _serve(self) -> None:
         for line in self._requests:
@@ -104,20 +103,6 @@ class Child:
         # Between two jobs, the signal was meant for the job that has just ended.
         if self._working:
             self._limits.reached(frame)
-
-    def _exit(self, status: int) -> NoReturn:
-        """End as a process of prefork does, without waiting for threads that tasks left.
-
-        Unlike prefork, run exit handlers first: agents send then what they have queued.
-        """
-        try:
-            signals.worker_process_shutdown.send(
-                sender=self._hostname, pid=self._pid, exitcode=status
-            )
-            run_exit_handlers(self._exit_grace, status)
-            flush_prints()
-        finally:
-            os._exit(status)
 
 
 def _exit_status(exc: SystemExit) -> int:

@@ -1,8 +1,12 @@
-"""The messages that only Python children use: the boot line, Celery's task messages, their ends.
+"""The messages that only Python children and tracers use: the boot line, Celery's task messages,
+their ends.
 
 They are private: the worker and its Python children have the same release of this package. A Python
 child reads one `Boot`, says that it is ready as any child with a handshake does, then reads a
 `TaskRequest` and writes a `Traced` or a `Returned` for each job.
+
+A tracer reads a `Notice` instead, and another one for each thing that happens to the job. It writes
+an `Ask` when the trace comes to the body of the task, and a `Traced` or a `Released` at the end.
 
 Fields of type bytes hold pickles. Only the worker writes them.
 """
@@ -13,21 +17,31 @@ from typing import Any
 
 import msgspec
 
-from .json_lines import decode_line
-from .messages import Reply
+from .json_lines import decode_line, encode
+from .messages import Error, Ignore, Ok, Reject, Reply, Retry, Throttled
 
 __all__ = (
+    "SILENT",
+    "Answer",
+    "Ask",
     "Boot",
+    "Exchange",
+    "Notice",
     "Prelude",
     "Raised",
+    "Released",
     "Returned",
     "SentSettings",
     "TaskMessage",
     "TaskRequest",
     "Traced",
     "decode_boot",
+    "decode_notice",
+    "decode_of_tracer",
     "decode_request",
     "decode_traced",
+    "encode_abandon",
+    "encode_ask",
 )
 
 
@@ -102,6 +116,8 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tasks: dict[str, str] = {}
     #: How to make a task that no import makes (`python_child.recipes`), by the tasks' names.
     recipes: dict[str, bytes] = {}
+    #: Whether it is for a tracer: `tasks` are those of external children.
+    traces: bool = False
     #: Seconds that functions registered with `atexit` may take when the child exits.
     exit_grace: float = 5.0
 
@@ -136,6 +152,72 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     payload: TaskMessage
+
+
+# -- what a tracer reads
+
+
+class Exchange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a tracer must know of the exchange with an external child."""
+
+    #: The child's pid, for the state STARTED.
+    pid: int
+    #: How often the task may be throttled; None is without limit.
+    throttle_max_retries: int | None = None
+    #: Whether the state is to be STARTED while the child works.
+    tracked: bool = False
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the exchange with an external child ended. It has one of three forms."""
+
+    #: The child's reply; with `over`, if the child was told before that its soft limit is over.
+    reply: Ok | Error | Throttled | Retry | Reject | Ignore | None = None
+    #: What is wrong with what the child wrote.
+    fault: str | None = None
+    #: The soft limit in seconds. Without `reply`, the child did not end the job.
+    over: float | None = None
+
+
+class Notice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a tracer reads about a job. First comes `payload`, then any of the others."""
+
+    id: str
+    payload: TaskMessage | None = None
+    #: Beside `payload`: there is an external child. Without it, the tracer runs the task's body.
+    exchange: Exchange | None = None
+    #: What the child told of its progress.
+    progress: dict[str, Any] | None = None
+    #: How the exchange ended.
+    answer: Answer | None = None
+    #: The job has ended in another way; whether it was revoked.
+    abandon: bool | None = None
+    #: Instead of `payload`: the name of the task. The tracer looks whether the result backend
+    #: answers, and replies then.
+    probe: str | None = None
+
+
+# -- what a tracer writes
+
+#: The feature that a tracer announces if nobody watches the tasks of external children there.
+SILENT = "silent"
+
+
+class Ask(msgspec.Struct, tag_field="status", tag="ask", frozen=True, kw_only=True):
+    """The trace of the job `id` has come to the body of the task."""
+
+    id: str
+    #: The request for the external child.
+    request: msgspec.Raw
+
+    @property
+    def line(self) -> bytes:
+        """The request as a line."""
+        return bytes(self.request) + b"\n"
+
+
+class Released(Reply, tag="released", frozen=True, kw_only=True):
+    """The tracer has let go of a job that has ended in another way. It stores no more states."""
 
 
 # -- replies
@@ -189,6 +271,10 @@ class Returned(Reply, tag="returned", frozen=True, kw_only=True, omit_defaults=T
 _boots: msgspec.json.Decoder[Boot] = msgspec.json.Decoder(Boot)
 _requests: msgspec.json.Decoder[TaskRequest] = msgspec.json.Decoder(TaskRequest)
 _traced: msgspec.json.Decoder[Traced | Returned] = msgspec.json.Decoder(Traced | Returned)
+_notices: msgspec.json.Decoder[Notice] = msgspec.json.Decoder(Notice)
+_of_tracers: msgspec.json.Decoder[Traced | Released | Ask] = msgspec.json.Decoder(
+    Traced | Released | Ask
+)
 
 
 def decode_boot(line: bytes) -> Boot:
@@ -208,3 +294,26 @@ def decode_traced(line: bytes) -> Traced | Returned:
         ProtocolFault: the line is no such message. The text says why and quotes its start.
     """
     return decode_line(_traced, line)
+
+
+def decode_notice(line: bytes) -> Notice:
+    """Decode any later line that a tracer reads."""
+    return _notices.decode(line)
+
+
+def decode_of_tracer(line: bytes) -> Traced | Released | Ask:
+    """Decode one line that a tracer wrote after its boot. Errors are those of `decode_traced`."""
+    return decode_line(_of_tracers, line)
+
+
+# -- encoding
+
+
+def encode_ask(task_id: str, line: bytes) -> bytes:
+    """Encode that the trace of a job needs its exchange; `line` is the request."""
+    return encode(Ask(id=task_id, request=msgspec.Raw(line.rstrip(b"\n"))))
+
+
+def encode_abandon(task_id: str, revoked: bool) -> bytes:
+    """Encode as a line for a tracer that a job has ended in another way."""
+    return encode(Notice(id=task_id, abandon=revoked))

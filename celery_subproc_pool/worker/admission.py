@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from celery import Celery
 
-from ..core.model import Group
+from ..core.model import Group, Tracing
 from ..python_child import codec
-from ..settings import PYTHON
+from ..settings import PYTHON, TRACERS
+from ..wire.python import Exchange
 from .calls import CallJob
 from .fast_path import FastPath
 from .jobs import PoolJob
@@ -58,7 +59,7 @@ class Admission:
         self._groups = groups
         self._limits = limits
         #: Also does what comes at the end of a job on it.
-        self.fast_path = FastPath(app, hostname, routes.tracked)
+        self.fast_path = FastPath(app, hostname)
 
     def prepare(
         self, job: PoolJob, args: Sequence[Any], kwargs: Mapping[str, Any], hard: Any, soft: Any
@@ -83,19 +84,32 @@ class Admission:
     def _prepare_task(self, job: PoolJob, hard: Any, soft: Any) -> None:
         """Find the group and the limits of `job`; and its request, unless its tracer makes that."""
         job.group = name = self._routes.find(job.task_name, PYTHON in self._groups)
-        if name is None:
-            return
         group = self._groups[name]
         self._limit(job, hard, soft, group.settings.timeout)
-        if name == PYTHON:
-            job.traced_here = False
+        if name in (PYTHON, TRACERS):
             job.request = codec.encode_task(job.task_id, job.arguments)
             return
         body = deserialized_body(job.callbacks.error_callback)
-        fast = self.fast_path.request_for(job.arguments, group.tells_progress, body)
-        if fast is not None:
-            job.traced_here = False
+        stores_earlier = group.tells_progress or bool(self._tasks[job.task_name].track_started)
+        fast = self.fast_path.request_for(job.arguments, stores_earlier, body)
+        if fast is None:
+            job.tracing = Tracing.ALWAYS
+        else:
+            job.tracing = Tracing.AT_END if fast.stores else Tracing.UNLESS_OK
             job.request, job.fast = fast.line, fast
+
+    def trace_request(self, job: PoolJob) -> bytes:
+        """Return what a tracer reads of `job`, which an external child has.
+
+        Raises:
+            Exception: as `codec.encode_task`.
+        """
+        facts = Exchange(
+            pid=job.pid,
+            throttle_max_retries=self._groups[job.group].settings.throttle_max_retries,
+            tracked=bool(self._tasks[job.task_name].track_started),
+        )
+        return codec.encode_task(job.task_id, job.arguments, facts)
 
     def _limit(self, job: PoolJob, hard: Any, soft: Any, default: float | None) -> None:
         """Set the limits of `job`.

@@ -9,9 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import click
 
 from ..core.model import Group
-from ..settings import ChildSettings, PoolSettings
+from ..settings import PYTHON, TRACERS, ChildSettings, PoolSettings
 
 __all__ = ("describe", "external_tasks", "show")
+
+#: What the groups take that no setting lists.
+_OF_OUR_OWN = {PYTHON: "all others", TRACERS: "hooks, signals and results of the external ones"}
 
 
 def show(
@@ -38,9 +41,11 @@ def show(
 
 
 def _describe_group(group: Group, settings: PoolSettings, taken: Mapping[str, str]) -> str:
-    tasks: Iterable[str] = ["all others"]
+    tasks: Iterable[str]
     if group.name in settings.children:
         tasks = external_tasks(group.name, group.settings, taken)
+    else:
+        tasks = [_OF_OUR_OWN[group.name]]
     size = f"{len(group.slots)}"
     if group.settings.max_in_flight != 1:
         size += f", {group.settings.max_in_flight} jobs each"

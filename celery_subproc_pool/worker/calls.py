@@ -37,7 +37,7 @@ class CallJob(PoolJob):
         callbacks: as `Callbacks`; each may be None, as on prefork.
     """
 
-    __slots__ = ()
+    __slots__ = ("_target",)
 
     def __init__(
         self,
@@ -49,8 +49,9 @@ class CallJob(PoolJob):
         told = Callbacks._make(callback or noop for callback in callbacks)
         if told.error_callback is noop:
             told = told._replace(error_callback=partial(_log, f"{name}[{own_id}]"))
-        super().__init__(owner, target, (name, own_id, {}), told)
-        self.group, self.traced_here = PYTHON, False
+        super().__init__(owner, (name, own_id, {}), told)
+        self.group = PYTHON
+        self._target = target
 
     def prepare(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], has_python_children: bool

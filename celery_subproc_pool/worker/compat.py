@@ -8,23 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import FunctionType
 from typing import Any
 
 import celery
-from celery import Celery, Task, _state, signals
-from celery.app import trace
+from celery import Task, _state
 from celery.app.task import Context
-from celery.backends.base import DisabledBackend
 from celery.utils.log import get_logger
 from kombu.message import Message
 
 __all__ = (
     "app_argument",
     "as_current",
-    "ignores_result",
-    "is_observed",
-    "may_be_observed",
     "resolve_auto_concurrency",
     "run_queued_acks",
 )
@@ -44,77 +38,6 @@ def resolve_auto_concurrency(worker: Any) -> None:
 
         if is_auto_concurrency(worker.concurrency):
             worker.concurrency = cpu_budget().count
-
-
-def ignores_result(task: Task, request: Mapping[str, Any]) -> bool:
-    """Return whether no result is to be stored.
-
-    Since Celery 5.7, the request overrides the task (celery/app/task.py:
-    `get_actual_ignore_result`). Before, it is enough that one of them ignores it.
-
-    Arguments:
-        task: the task.
-        request: the fields of its request.
-    """
-    if isinstance(task.backend, DisabledBackend):
-        return True
-    asked = request.get("ignore_result")
-    if celery.VERSION >= (5, 7) and asked is not None:
-        return bool(asked)
-    return bool(task.ignore_result or asked)
-
-
-def is_observed() -> bool:
-    """Return whether the signals that Celery's tracer sends for each task have receivers."""
-    return bool(
-        signals.task_prerun.receivers
-        or signals.task_postrun.receivers
-        or signals.task_success.receivers
-    )
-
-
-#: The methods of a task that a tracer calls, in Celery 5.3 to 5.7 (celery/app/trace.py:
-#: `build_tracer`). Later versions are not known.
-_CALLED_OF_TASKS = ("__call__", "before_start", "on_success", "after_return")
-
-#: The modules whose functions run no code but Celery's and ours. A running worker has replaced
-#: `Task.__call__` by a function of `celery.app.trace` (`setup_worker_optimizations`).
-_SILENT_MODULES = {
-    "celery.app.task",
-    "celery.app.trace",
-    "celery.backends.base",
-    "celery.loaders.base",
-    f"{__package__}.tasks",
-}
-
-
-def may_be_observed(app: Celery, task: Task) -> bool:
-    """Return whether other code than Celery's and ours may be called when `task` is traced and
-    succeeds. Its result is ignored.
-
-    Packages that watch tasks wrap what a tracer calls, the tracer, or what makes the tracer
-    (Sentry: all three; New Relic: the last).
-    """
-    loader, backend = type(app.loader), type(task.backend)
-    called = [vars(kind).get(name) for kind in type(task).__mro__ for name in _CALLED_OF_TASKS]
-    called += [trace.build_tracer, task.__trace__, loader.on_task_init, loader.on_process_cleanup]
-    called += [backend.process_cleanup, backend.mark_as_done]
-    return (
-        celery.VERSION >= (5, 8)
-        or not all(function is None or _is_silent(function) for function in called)
-        or bool(app.conf.worker_deduplicate_successful_tasks)
-    )
-
-
-def _is_silent(function: object) -> bool:
-    """Return whether `function` is Celery's or ours, and not wrapped.
-
-    Look at its globals: a wrapper of `functools.wraps` or wrapt has the module name of what it
-    wraps; one of wrapt even passes `isinstance`.
-    """
-    if type(function) is not FunctionType:
-        return False
-    return function.__globals__.get("__name__") in _SILENT_MODULES
 
 
 def run_queued_acks(hub: Any) -> None:

@@ -45,8 +45,7 @@ def wait_for_children(supervisor: Supervisor) -> None:
         supervisor.turn(supervisor.wait_time(BOOT_INTERVAL))
         state.maybe_shutdown()
     for group in scheduler.groups.values():
-        # With `--autoscale=10,0`, a group starts without children.
-        if group.slots and not group.came_up:
+        if group.must_start and not group.came_up:
             command = shlex.join(group.settings.command)
             failure = group.failure.rstrip()
             words = " | ".join(supervisor.last_words(group.name))

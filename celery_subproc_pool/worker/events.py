@@ -17,7 +17,7 @@ from celery.utils.log import get_logger
 from ..core.actions import Change, Recycled, Report, Started
 from ..core.model import Child
 from ..engine.reports import some_of
-from ..settings import PYTHON, ROOT
+from ..settings import ROOT
 from ..wire.messages import Feature
 from ..wire.text import printable
 from .intake import guard_consumer
@@ -61,7 +61,7 @@ class ChildNews:
     def changed(self, change: Change) -> None:
         """Act on a child that came into service, or was replaced by another."""
         group = change.child.group
-        if isinstance(change, Started) and group.settings.handshake and group.name != PYTHON:
+        if isinstance(change, Started) and group.settings.handshake and not group.boot:
             self._greet(change.child)
         self._events.send(change)
 

@@ -1,22 +1,20 @@
 """The fast path: a job of an external child that Celery's tracer has no part in, if it succeeds.
 
-Celery's tracer calls hooks, signals and the result backend around a task. They may block. So each
-job that is traced in the worker needs a thread, and passing the job to that thread and back costs
-more than what the child does. A task without hooks, and without receivers of signals, needs none
-of that. On the fast path its request is written as soon as a child is idle, and Celery is told of
-``ok`` with what the tracer would have returned. If the result is to be stored, a thread does only
-that. Other replies (an error, a retry, ...) fall back to the tracer: it traces the job with the
-reply at hand, and no code can see that the trace began late.
+Celery's tracer calls hooks, signals and the result backend around a task. They may block. So a
+tracer does that, another process, and passing the job to it and back costs more than what the child
+does. A task without hooks and without receivers of signals needs none of that. On the fast path its
+request is written as soon as a child is idle, and Celery is told of ``ok`` with what the tracer
+would have returned. If the result is to be stored, or for any other reply (an error, a retry, ...),
+a tracer traces the job with the reply at hand, and no code can see that the trace began late.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from celery import Celery, Task
+from celery import Celery, Task, signals
 from celery.app.task import Context
 from celery.app.trace import LOG_SUCCESS
 from celery.app.trace import info as log_of_tracer
@@ -25,11 +23,18 @@ from celery.utils.saferepr import saferepr
 from kombu.serialization import loads, prepare_accept_content
 from kombu.utils.encoding import safe_repr
 
+from ..tracer.compat import (
+    ignores_result,
+    is_observed,
+    is_received,
+    may_be_observed,
+    own_headers,
+)
+from ..tracer.tasks import payload
 from ..wire.messages import encode_request
-from .compat import as_current, ignores_result, is_observed, may_be_observed
-from .tasks import payload
+from .compat import as_current
 
-__all__ = ("FastPath", "FastRequest")
+__all__ = ("FastPath", "FastRequest", "expects_traces")
 
 
 class FastRequest(NamedTuple):
@@ -54,30 +59,29 @@ class FastPath:
     Arguments:
         app: the worker's app.
         hostname: the worker's node name.
-        tracked: by the name of each external task, whether its state is to be STARTED while it
-            runs.
     """
 
-    def __init__(self, app: Celery, hostname: str, tracked: Mapping[str, bool]) -> None:
+    def __init__(self, app: Celery, hostname: str) -> None:
         self._app = app
         # `app.tasks` takes a lock: not for each job.
         self._tasks = app.tasks
         self._hostname = hostname
-        self._tracked = tracked
         self._accept = prepare_accept_content(app.conf.accept_content)
         #: By the name of each task that came: the task, and whether its class lets nothing be seen
         #: of a trace. A reloaded module makes another task of the same name.
         self._known: dict[str, tuple[Task, bool]] = {}
+        #: Whether the tracers say that nobody watches tasks there.
+        self.tracers_are_silent = False
 
     def request_for(
-        self, arguments: Sequence[Any], tells_progress: bool, body: Any = None
+        self, arguments: Sequence[Any], stores_earlier: bool = False, body: Any = None
     ) -> FastRequest | None:
         """Return the request of a job, if the job can take the fast path.
 
         Arguments:
             arguments: the tracer's: the task's name and id, the request's headers, the body, its
                 content type and encoding.
-            tells_progress: whether the child may tell of its progress, which is stored too.
+            stores_earlier: whether a state may have to be stored before the last one.
             body: the body, if Celery has deserialized it already.
 
         Returns:
@@ -86,18 +90,18 @@ class FastPath:
         """
         name, task_id, *_ = arguments
         task = self._tasks[name]
-        if is_observed() or not self._is_silent(task):
+        if is_observed() or not self._is_silent(task) or self._may_be_observed_in_tracers():
             return None
         try:
             fields = self._fields(arguments, body)
             if fields is None:
                 return None
-            ignored = ignores_result(task, fields)
-            if not ignored and (tells_progress or self._tracked.get(name)):
+            stores = not ignores_result(task, fields)
+            if stores and stores_earlier:
                 return None
             args, kwargs = fields["args"], fields["kwargs"]
-            message = payload(name, fields, _own_headers(fields), args, kwargs)
-            return FastRequest(encode_request(task_id, message), fields, stores=not ignored)
+            message = payload(name, fields, own_headers(fields), args, kwargs)
+            return FastRequest(encode_request(task_id, message), fields, stores)
         except Exception:
             return None
 
@@ -131,11 +135,6 @@ class FastPath:
         follows = fields.get("callbacks") or fields.get("chain") or fields.get("chord")
         return None if follows else fields
 
-    def store(self, request: FastRequest, result: Any) -> None:
-        """Store the `result` of a job, as the tracer would. It may block."""
-        context = request.context
-        self._tasks[context.task].backend.mark_as_done(context.id, result, context)
-
     def succeed(self, request: FastRequest, result: Any, runtime: float) -> tuple[int, str, float]:
         """Log that a job succeeded, and return what the tracer would.
 
@@ -162,6 +161,11 @@ class FastPath:
                 log_of_tracer(LOG_SUCCESS, facts)
         return 0, text, runtime
 
+    def _may_be_observed_in_tracers(self) -> bool:
+        """Return whether tasks may be watched in tracers only: agents begin to watch in receivers
+        of `worker_process_init`, which is sent there."""
+        return not self.tracers_are_silent and is_received(signals.worker_process_init)
+
     def _is_silent(self, task: Task) -> bool:
         """Return whether no code but Celery's and ours is called when `task` is traced."""
         known, silent = self._known.get(task.name, (None, False))
@@ -171,19 +175,16 @@ class FastPath:
         return silent
 
 
-def _own_headers(fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the headers of a request that are not Celery's own, as a `Context` has them."""
-    headers: Mapping[str, Any] | None = fields.get("headers")
-    if headers is None:
-        return {name: fields[name] for name in _own_names(tuple(fields))}
-    return headers
+def expects_traces(app: Celery, names: Iterable[str]) -> bool:
+    """Return whether a tracer is needed for one of the external tasks `names` if it succeeds.
 
-
-@lru_cache(maxsize=1000)
-def _own_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return those of the `names` of a request's fields that Celery does not know.
-
-    Cached: most requests have the same names, and Celery's own search costs as much as all the
-    rest of a job.
+    Arguments:
+        app: the worker's app.
+        names: the tasks that are known by now.
     """
-    return tuple(Context(dict.fromkeys(names)).headers or ())
+    tasks = [app.tasks[name] for name in names]
+    return bool(tasks) and (
+        is_observed()
+        or is_received(signals.worker_process_init)
+        or any(may_be_observed(app, task) or not ignores_result(task, {}) for task in tasks)
+    )

@@ -26,24 +26,35 @@ from .. import PACKAGE, __version__
 from ..core.model import Group
 from ..errors import ConfigError
 from ..python_child import configuration, replay
-from ..python_child.recipes import recipe_of
+from ..python_child.recipes import outline_of, recipe_of
 from ..settings import (
     CELERY_PREFIX,
     PYTHON,
     ROOT,
+    TRACERS,
     ChildSettings,
     PoolSettings,
     PythonSettings,
     with_limits,
 )
+from ..tracer.tasks import is_declared
 from ..wire import python
 from ..wire.json_lines import encode
 from ..wire.python import Boot
 from .child_env import withheld
 from .compat import app_argument
+from .fast_path import expects_traces
 from .routes import Routes
 
-__all__ = ("boot_line", "check_executable", "command", "command_of", "groups")
+__all__ = (
+    "boot_line",
+    "check_executable",
+    "command",
+    "command_of",
+    "groups",
+    "tracer_command",
+    "usable_cpus",
+)
 
 logger = logging.getLogger("celery_subproc_pool")
 
@@ -103,10 +114,29 @@ def groups(
     if routes.need_python_children:
         check_executable(settings.python)
         child = settings.python.as_child(command(settings.python))
-        boot = boot_line(app, settings.python, hostname, routes.external, worker)
+        boot = boot_line(app, settings, PYTHON, hostname, routes.external, worker)
         _warn_of_unseen(app, settings.python, hostname, worker)
         found[PYTHON] = group(PYTHON, child, boot=boot, decode=python.decode_traced)
+    if settings.children:
+        child = settings.tracers.as_child(tracer_command(), usable_cpus() // 2 or 1)
+        found[TRACERS] = Group(
+            TRACERS,
+            child,
+            child.size_for(limit),
+            boot=boot_line(app, settings, TRACERS, hostname, routes.external, worker),
+            decode=python.decode_of_tracer,
+            on_demand=not expects_traces(app, routes.external),
+        )
     return found
+
+
+def usable_cpus() -> int:
+    """Return the number of CPUs that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        # macOS
+        return os.cpu_count() or 1
 
 
 def command(settings: PythonSettings) -> tuple[str, ...]:
@@ -114,12 +144,21 @@ def command(settings: PythonSettings) -> tuple[str, ...]:
 
     Another interpreter gets no flags of this one: it may not know them.
     """
-    flags: list[str] = []
-    if settings.executable is None:
-        # As `multiprocessing` does for its own fresh interpreters.
-        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-    program = settings.executable or sys.executable
-    return (*settings.prefix, program, *flags, "-m", f"{PACKAGE}.python_child.main")
+    program = (sys.executable, *_flags())
+    if settings.executable is not None:
+        program = (settings.executable,)
+    return (*settings.prefix, *program, "-m", f"{PACKAGE}.python_child.main")
+
+
+def tracer_command() -> tuple[str, ...]:
+    """Return the program of a tracer, and its arguments."""
+    return (sys.executable, *_flags(), "-m", f"{PACKAGE}.tracer.main")
+
+
+def _flags() -> list[str]:
+    """Return this interpreter's flags, as `multiprocessing` does for its own fresh ones."""
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    return flags
 
 
 def check_executable(settings: PythonSettings, environ: Mapping[str, str] = os.environ) -> None:
@@ -178,30 +217,37 @@ def _ask(
 
 def boot_line(
     app: Celery,
-    settings: PythonSettings,
+    settings: PoolSettings,
+    group: str,
     hostname: str,
     taken: Mapping[str, str],
     worker: Any = None,
 ) -> bytes:
-    """Return the first line for every Python child.
+    """Return the first line for every Python child, or for every tracer.
 
     Arguments:
         app: the worker's app.
-        settings: the Python children's.
+        settings: the pool's.
+        group: which children it is for: `PYTHON` or `TRACERS`.
         hostname: the worker's node name.
-        taken: the tasks that external children take: Python children need not know them.
+        taken: the tasks that external children take: tracers must know them, and Python children
+            need not.
         worker: Celery's worker, if it is known.
 
     Raises:
         ConfigError: the app can neither be imported nor be pickled.
     """
     context = command_of(app)
-    tasks = _own_tasks(app, taken)
-    recipes = {name: recipe_of(task) for name, task in tasks.items()}
-    own = settings.executable is None
+    traces = group == TRACERS
+    tasks = _tasks_for(app, taken, traces)
+    own = traces or settings.python.executable is None
+    cwd = settings.tracers.cwd if traces else settings.python.cwd
+    exit_grace = settings.tracers.exit_grace if traces else settings.python.exit_grace
+    write = outline_of if traces else recipe_of
+    recipes = {name: write(task) for name, task in tasks.items()}
     boot = Boot(
         hostname=hostname,
-        path=_search_path(settings, own),
+        path=_search_path(cwd, own),
         whole_path=own,
         argv=sys.argv,
         options=[] if context is None else list(context.args),
@@ -209,19 +255,21 @@ def boot_line(
         tasks={name: task.__module__ for name, task in tasks.items()},
         recipes={name: recipe for name, recipe in recipes.items() if recipe is not None},
         settings=configuration.collect(app, () if own else _homes()),
-        prelude=replay.note(app, hostname, worker, context, settings.replay),
-        exit_grace=settings.exit_grace,
+        prelude=replay.note(app, hostname, worker, context, settings.python.replay),
+        traces=traces,
+        exit_grace=exit_grace,
         **_how_to_get(app),
     )
     return encode(boot)
 
 
-def _own_tasks(app: Celery, taken: Mapping[str, str]) -> dict[str, Task]:
-    """Return the tasks of `app`, by name, without Celery's own and without those `taken`."""
+def _tasks_for(app: Celery, taken: Mapping[str, str], traces: bool) -> dict[str, Task]:
+    """Return the declared tasks of `app`, by name, without Celery's own: those `taken` for a
+    process that `traces`, the others for Python children."""
     return {
         name: task
         for name, task in app.tasks.items()
-        if name not in taken and not name.startswith(CELERY_PREFIX)
+        if (name in taken) == traces and not name.startswith(CELERY_PREFIX) and is_declared(task)
     }
 
 
@@ -308,7 +356,7 @@ def _main() -> dict[str, str]:
     return {} if path is None else {"main_path": os.path.abspath(path)}
 
 
-def _search_path(settings: PythonSettings, own: bool) -> list[str]:
+def _search_path(cwd: str | None, own: bool) -> list[str]:
     try:
         here = os.getcwd()
     except FileNotFoundError:
@@ -318,7 +366,7 @@ def _search_path(settings: PythonSettings, own: bool) -> list[str]:
     if not own:
         # Another interpreter has its own library. The child needs only what the project added.
         path = [entry for entry in path if not _belongs_to_the_interpreter(entry)]
-    if settings.cwd is not None and here not in path:
+    if cwd is not None and here not in path:
         # Celery looks for the app in the directory that it was started in.
         path.insert(0, here)
     return path

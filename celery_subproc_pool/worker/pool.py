@@ -124,7 +124,7 @@ class Pool(BasePool, control.Controlled):
     def did_start_ok(self) -> bool:
         """Return whether each group that needs children has one, or has had one that came up."""
         groups = self._must_run().engine.scheduler.groups.values()
-        return all(group.children or group.came_up for group in groups if group.slots)
+        return all(group.children or group.came_up for group in groups if group.must_start)
 
     def register_with_event_loop(self, loop: Any) -> None:
         """Let kombu's hub `loop` turn the engine; called again after a lost connection."""
@@ -236,12 +236,13 @@ class Pool(BasePool, control.Controlled):
         """
         return self._must_run().restart(name, self._boot_line_anew)
 
-    def _boot_line_anew(self) -> bytes:
-        """Route the tasks that there are by now; return the first line for Python children."""
+    def _boot_line_anew(self, group: str) -> bytes:
+        """Route the tasks that there are by now; return the first line for the children of `group`,
+        Python children or tracers."""
         self._routes.renew()
         guard_consumer(self.app)
         return launch.boot_line(
-            self.app, self._settings.python, self._hostname, self._routes.external
+            self.app, self._settings, group, self._hostname, self._routes.external
         )
 
     # -- size

@@ -1,11 +1,12 @@
-"""Tells Celery and the log how jobs ended, if no tracer in the worker does.
+"""Tells Celery and the log how jobs ended.
 
 All of it is called on the engine's thread, and calls Celery's callbacks.
 """
 
 from __future__ import annotations
 
-from billiard.exceptions import SoftTimeLimitExceeded
+from typing import Any
+
 from celery import Celery
 from celery.utils.log import get_logger
 
@@ -19,7 +20,7 @@ from ..core.outcomes import (
     Terminated,
     TimedOut,
 )
-from ..errors import PoisonousTaskError
+from ..errors import PoisonousTaskError, ProtocolFault
 from ..python_child import codec
 from ..wire import messages, python
 from . import outcome
@@ -30,42 +31,46 @@ from .requests import (
     is_unacknowledged,
     reject,
     report_hard_timeout,
-    store_revoked_again,
 )
 
 __all__ = (
     "acceptance_failed",
+    "answer_for_tracer",
     "end_failed",
-    "for_tracer",
     "refused",
     "report",
+    "report_traced",
 )
 
 logger = get_logger(__name__)
 
 
-def for_tracer(result: Outcome, facts: ChildFacts | None) -> messages.Reply | Exception | None:
-    """Return what the tracer of an external job needs to end it: a reply, or an exception to raise.
+def answer_for_tracer(
+    job: PoolJob, result: Outcome, facts: ChildFacts | None
+) -> python.Answer | None:
+    """Return what a tracer needs to end an external job.
 
     Arguments:
-        result: how the job's time with its child ended.
+        job: the job.
+        result: how its time with its child ended.
         facts: what is known of the child.
 
     Returns:
-        None if the tracer has no part in this end: `report` tells Celery of it.
+        None if a tracer has no part in this end: `report` tells Celery of it.
     """
     if isinstance(result, Answered):
-        return result.reply
+        told = job.cancelled is messages.CancelReason.SOFT_TIME_LIMIT
+        reply: Any = result.reply
+        return python.Answer(reply=reply, over=job.soft_timeout if told else None)
     if isinstance(result, Faulted):
-        return outcome.protocol_fault(result.reason, facts)
+        return python.Answer(fault=str(outcome.protocol_fault(result.reason, facts)))
     if isinstance(result, SoftTimedOut):
-        over: Exception = SoftTimeLimitExceeded(result.seconds)
-        return over
+        return python.Answer(over=result.seconds)
     return None
 
 
 def report(app: Celery, job: PoolJob, result: Outcome, facts: ChildFacts | None) -> None:
-    """Tell Celery of an end that no tracer in the worker has a part in.
+    """Tell Celery of an end that no tracer has a part in, or how a Python child's job ended.
 
     Arguments:
         app: the worker's app.
@@ -75,8 +80,7 @@ def report(app: Celery, job: PoolJob, result: Outcome, facts: ChildFacts | None)
     """
     callbacks = job.callbacks
     if isinstance(result, Answered):
-        assert isinstance(result.reply, (python.Traced, python.Returned))
-        _report_traced(app, job, result.reply)
+        report_traced(app, job, result.reply)
     elif isinstance(result, TimedOut):
         if result.silent:
             logger.warning(
@@ -95,8 +99,6 @@ def report(app: Celery, job: PoolJob, result: Outcome, facts: ChildFacts | None)
         if isinstance(error, PoisonousTaskError):
             reject(job)
         callbacks.error_callback(outcome.exception_info(error))
-        if isinstance(result, Terminated) and job.stored_before:
-            store_revoked_again(job)
 
 
 def refused(job: PoolJob, error: Exception) -> None:
@@ -124,9 +126,17 @@ def end_failed(job: PoolJob, error: Exception) -> None:
         reject(job)
 
 
-def _report_traced(app: Celery, job: PoolJob, reply: python.Traced | python.Returned) -> None:
-    """Tell Celery how the trace in a Python child ended, or the caller how a callable ended."""
+def report_traced(app: Celery, job: PoolJob, reply: messages.Reply | None) -> None:
+    """Tell Celery how the trace of a task ended, or the caller how a callable ended.
+
+    Arguments:
+        app: the worker's app.
+        job: the job.
+        reply: that of the Python child or the tracer.
+    """
     try:
+        if not isinstance(reply, (python.Traced, python.Returned)):
+            raise ProtocolFault(f"the tracer let go of the job without a reason: {reply!r}")
         end = codec.decode_end(app, reply)
     except Exception as exc:
         # Whatever it is, the job has ended.

@@ -13,6 +13,8 @@ import celery
 from billiard.exceptions import TimeLimitExceeded
 from celery import signals
 from celery.app.trace import fast_trace_task, trace_task_ret
+from celery.backends.base import DisabledBackend
+from celery.backends.rpc import RPCBackend
 from celery.exceptions import TaskRevokedError
 from celery.states import REVOKED
 from celery.utils.log import get_logger
@@ -29,6 +31,7 @@ __all__ = (
     "reject",
     "report_hard_timeout",
     "store_revoked_again",
+    "stores_failure",
 )
 
 logger = get_logger(__name__)
@@ -133,6 +136,15 @@ def reject(job: Any) -> None:
     request = _request_of(job.callbacks.error_callback)
     if request is not None:
         request.reject(requeue=False)
+
+
+def stores_failure(job: Any) -> bool:
+    """Return whether Celery stores in the worker that `job`, a `jobs.PoolJob`, was lost or timed
+    out (`Request.on_failure`, `on_timeout`), in a backend that can be asked whether it answers."""
+    request = _request_of(job.callbacks.error_callback)
+    if request is None or not request.store_errors:
+        return False
+    return not isinstance(request.task.backend, (DisabledBackend, RPCBackend))
 
 
 def acknowledge_early(job: Any) -> None:

@@ -1,19 +1,14 @@
-"""Which group of children takes a task: by its `child`, by the settings, or by announcement.
-
-A task that an external group takes gets another body: `tasks.run_in_child`.
-"""
+"""Which group of children takes a task: by its `child`, by the settings, or by announcement."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Any
+from collections.abc import Iterable
 
 from celery import Celery, Task
 
 from ..errors import ConfigError
-from ..settings import CELERY_PREFIX, PYTHON, ROOT, PoolSettings
-from .tasks import SubprocTask, run_in_child
+from ..settings import CELERY_PREFIX, PYTHON, ROOT, TRACERS, PoolSettings
+from ..tracer.tasks import SubprocTask, register
 
 __all__ = ("Routes",)
 
@@ -34,10 +29,8 @@ class Routes:
         self._settings = settings
         #: By the name of each group: the tasks that its children have announced.
         self._announced: dict[str, set[str]] = {name: set() for name in settings.children}
-        #: By the name of each task that came so far: its group; None is the worker itself.
-        self._known: dict[str, str | None] = {}
-        #: By the name of each external task: whether its state is to be STARTED while it runs.
-        self.tracked: dict[str, bool] = {}
+        #: By the name of each task that came so far: its group.
+        self._known: dict[str, str] = {}
         #: By the name of each external task: its group.
         self.external: dict[str, str] = {}
         for child in settings.children.values():
@@ -50,7 +43,7 @@ class Routes:
         Raises:
             ConfigError: a task names a group that is not configured.
         """
-        groups = {name: self._bind(task) for name, task in self._app.tasks.items()}
+        groups = {name: self._group_of(task) for name, task in self._app.tasks.items()}
         self.external = {name: group for name, group in groups.items() if group is not None}
         self._known.clear()
 
@@ -66,17 +59,18 @@ class Routes:
         self._announced[group].update(new)
         self._register(new)
         for name in new:
-            taker = self._bind(self._app.tasks[name])
+            taker = self._group_of(self._app.tasks[name])
             if taker is not None:
                 self.external[name] = taker
             self._known.pop(name, None)
         return [name for name in new if self.external.get(name) == group]
 
-    def find(self, name: str, has_python_children: bool) -> str | None:
-        """Return the group that takes the task `name`.
+    def find(self, name: str, has_python_children: bool) -> str:
+        """Return the group that takes the task `name`. Tracers run Celery's own tasks if there are
+        no Python children.
 
-        None is the worker itself. It runs Celery's own tasks if it has no Python children; and it
-        runs tasks without a group, which fail with an error that says so.
+        Raises:
+            ConfigError: no group takes it.
         """
         if name not in self._known:
             self._known[name] = self._find(self._app.tasks[name], has_python_children)
@@ -104,33 +98,20 @@ class Routes:
         """Whether there is a task that no external child takes, or may be one later."""
         return not self._settings.children or bool(self.without)
 
-    def _find(self, task: Task, has_python_children: bool) -> str | None:
-        group = self._bind(task)
-        if group is None and has_python_children and not isinstance(task, SubprocTask):
+    def _find(self, task: Task, has_python_children: bool) -> str:
+        group = self._group_of(task)
+        if group is not None:
+            return group
+        if has_python_children and not isinstance(task, SubprocTask):
             return PYTHON
-        if group is None and not task.name.startswith(CELERY_PREFIX):
-            _set_body(task, partial(_refuse, task))
-        return group
+        if task.name.startswith(CELERY_PREFIX):
+            return TRACERS
+        raise _unroutable(task)
 
     def _register(self, names: Iterable[str]) -> None:
         for name in names:
             if name not in self._app.tasks:
-                # With `app`, the task derives from the app's own task class, as a declared one.
-                facts = {"name": name, "app": self._app}
-                self._app.register_task(type("Registered", (SubprocTask,), facts)())
-
-    def _bind(self, task: Task) -> str | None:
-        """Return the external group that takes `task`, and let it run the task; None if there is
-        no such group."""
-        group = self._group_of(task)
-        if group is not None:
-            most = self._settings.children[group].throttle_max_retries
-            # Celery's tracer would store STARTED with the worker's pid, and maybe after the job's
-            # end: a revoke does not wait for it.
-            tracked = self.tracked.setdefault(task.name, bool(task.track_started))
-            task.track_started = False
-            _set_body(task, partial(run_in_child, task, most, tracked))
-        return group
+                register(self._app, name)
 
     def _group_of(self, task: Task) -> str | None:
         children = self._settings.children
@@ -151,20 +132,11 @@ class Routes:
         return name
 
 
-def _set_body(task: Task, run: Callable[..., Any]) -> None:
-    """Make `run` the body of `task`. With `autoretry_for`, `task.run` is Celery's wrapper of
-    `_orig_run` (celery/app/autoretry.py): keep the wrapper."""
-    if hasattr(task, "_orig_run"):
-        task._orig_run = run
-    else:
-        task.run = run
-
-
-def _refuse(task: Task, /, *args: Any, **kwargs: Any) -> Any:
+def _unroutable(task: Task) -> ConfigError:
     remedy = f"add its name to {ROOT}.children.<name>.tasks, or let the children announce it"
     if not isinstance(task, SubprocTask):
         remedy += (
             "; or restart the worker, so that it has Python children, too: the task was registered"
             " after it had started"
         )
-    raise ConfigError(f"no children of this worker take the task {task.name}: {remedy}")
+    return ConfigError(f"no children of this worker take the task {task.name}: {remedy}")

@@ -4,16 +4,13 @@ Which thread calls what:
 
 - The caller of `apply_async` calls `submit`. It is Celery's consumer; with an event loop, its
   thread is the engine's, too.
-- Any thread calls `terminate_jobs`. Tracing threads call the rest of `jobs.Owner`: `provide`,
-  `traced` and `unwound`. All four only leave a message for the engine.
+- Any thread calls `terminate_jobs`. It only leaves a message for the engine.
 - The engine's thread calls everything else: the methods of the engine's `Listener`, and what
   follows from them. All callbacks of Celery are called there.
-- `PoolJob.trace` and `PoolJob.store` run in tracing threads, because they may block.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -24,23 +21,22 @@ from celery.platforms import EX_FAILURE, signals
 from celery.utils.log import get_logger
 from celery.worker import state
 
-from ..core.actions import Change
-from ..core.model import Child, JobState
-from ..core.outcomes import ChildFacts, Outcome
+from ..core.actions import Change, Started
+from ..core.model import Child, JobState, Tracing
+from ..core.outcomes import ChildFacts, Lost, Outcome, TimedOut
 from ..core.scheduler import Scheduler
 from ..engine.supervisor import Supervisor
-from ..settings import PYTHON
-from ..wire import messages
-from ..wire.messages import CancelReason
+from ..settings import PYTHON, TRACERS
+from ..wire.json_lines import encode
+from ..wire.messages import CancelReason, Ok, Reply
+from ..wire.python import SILENT, Answer, Notice, Traced
 from . import outcome, reporting
 from .admission import Admission
 from .calls import CallJob
 from .events import ChildNews
-from .fast_path import FastRequest
 from .jobs import Callbacks, PoolJob
-from .requests import is_cancelled, is_tracer, store_revoked_again
+from .requests import is_cancelled, is_tracer, store_revoked_again, stores_failure
 from .slots import Slots
-from .threads import TracingThreads
 
 __all__ = ("Runner",)
 
@@ -74,7 +70,6 @@ class Runner:
         self._fast_path = admission.fast_path
         self.slots = slots
         self._news = news
-        self._tracers = TracingThreads("subproc-tracer")
         #: The job that Celery is being told of as accepted; and the signals by which Celery asks
         #: to end it meanwhile.
         self._accepting: tuple[PoolJob, list[int | str]] | None = None
@@ -85,7 +80,6 @@ class Runner:
         """Kill the children that are left, and give back all resources."""
         self._closed = True
         self.engine.close()
-        self._tracers.close()
 
     # -- into the engine
 
@@ -108,7 +102,7 @@ class Runner:
         """
         # There must be a job that can fail, before it is known whether a child can do it.
         if is_tracer(target, args, callbacks.error_callback):
-            job = PoolJob(self, target, args, callbacks)
+            job = PoolJob(self, args, callbacks)
         else:
             job = CallJob(self, target, callbacks)
         self.slots.occupy(job)
@@ -124,39 +118,20 @@ class Runner:
             self.engine.post(self._scheduler.submit, job)
         return job
 
-    def provide(self, job: PoolJob, line: bytes) -> None:
-        """Give the engine the request line of `job`."""
-        self._tell(self.engine.post, self._scheduler.provide, job, line)
-
-    def traced(self, job: PoolJob) -> None:
-        """Tell the engine that the tracing thread of `job` is done, and `job.ending` is set."""
-        if job.traced_here:
-            self._tell(self.engine.post, self._scheduler.finish, job)
-        else:
-            self._tell(self.engine.call, partial(self.finished, job))
-
-    def unwound(self, job: PoolJob, report: Callable[[], None]) -> None:
-        """Let `report` tell Celery how `job` ended. It was abandoned, and stores no more states."""
-        self._tell(self.engine.call, partial(self._conclude, job, report))
-
     def terminate_jobs(self, jobs: Sequence[PoolJob], signum: int | str | None) -> None:
         """End `jobs`, with the signal `signum` (default SIGTERM) for their children."""
         number = signals.signum(signum or "SIGTERM")
         for job in jobs:
             stops = state.should_terminate not in (None, False) or is_cancelled(job)
             reason = CancelReason.SHUTDOWN if stops else CancelReason.REVOKED
-            self._tell(self.engine.terminate, job, number, reason)
-
-    def _tell(self, tell: Callable[..., None], *arguments: Any) -> None:
-        """Tell the engine something, unless it is closed: a tracing thread may outlive it."""
-        if not self._closed:
-            tell(*arguments)
+            if not self._closed:
+                self.engine.terminate(job, number, reason)
 
     # -- accepted
 
-    def accepted(self, job: PoolJob, child: Child | None, now: float) -> None:
-        """Tell Celery that `child` has `job`. If the worker traces it, start the trace."""
-        job.pid = os.getpid() if child is None or child.pid is None else child.pid
+    def accepted(self, job: PoolJob, child: Child, now: float) -> None:
+        """Tell Celery that `child` has `job`. Then begin its trace, if it needs one."""
+        job.pid = child.pid or 0
         signums: list[int | str] = []
         self._accepting = job, signums
         try:
@@ -167,8 +142,8 @@ class Runner:
             self._accepting = None
             if signums:
                 self.terminate_jobs([job], signums[-1])
-            if job.traced_here:
-                self._start(job, job.trace)
+            if job.tracing is Tracing.ALWAYS:
+                self._trace(job)
 
     def terminate_accepted(self, pid: int, signum: int | str | None) -> None:
         """End the job that Celery is being told of, if it has the process `pid`, after that.
@@ -183,21 +158,22 @@ class Runner:
         if job.pid == pid:
             signums.append(signum or "SIGTERM")
 
-    def _start(self, job: PoolJob, work: Callable[[], Callable[[], None] | None]) -> None:
-        """Do `work` for `job` in a tracing thread, because it may block."""
+    def _trace(self, job: PoolJob, then: bytes = b"") -> None:
+        """Have `job` traced, and let its tracer read the line `then` after that."""
         try:
-            self._tracers.run(work)
-        except RuntimeError as exc:
-            # The system gives no more threads: the job fails, and its child is free again.
-            job.ending = partial(job.callbacks.error_callback, outcome.exception_info(exc))
-            self.traced(job)
+            request = self._admission.trace_request(job)
+        except Exception as exc:
+            # Its message can't be sent.
+            logger.error("%s can't be given to a tracer: %r", job.title, exc, exc_info=True)
+            self._give_up(job, exc)
+        else:
+            self.engine.post(self._scheduler.trace, job, request + then)
 
     # -- in a child
 
     def progressed(self, job: PoolJob, meta: dict[str, Any]) -> None:
-        """Let the tracing thread of `job` store what its child told of its progress."""
-        if job.traced_here:
-            job.progress(meta)
+        """Let the tracer of `job` store what its child told of its progress."""
+        self.engine.post(self._scheduler.tell, job, encode(Notice(id=job.task_id, progress=meta)))
 
     def soft_timed_out(self, job: PoolJob, told: bool) -> None:
         """Tell Celery that the soft limit of `job` is over; warn if its child was not `told`."""
@@ -211,67 +187,97 @@ class Runner:
             store_revoked_again(job)
 
     def child_changed(self, change: Change) -> None:
-        """Pass on what became of a child."""
+        """Pass on what became of a child. Note whether tasks are watched in tracers."""
+        child = change.child
+        if isinstance(change, Started) and child.group.name == TRACERS:
+            self._fast_path.tracers_are_silent = SILENT in child.unknown_features
         self._news.changed(change)
 
     # -- at the end
 
-    def resolved(self, job: PoolJob, result: Outcome, facts: ChildFacts | None) -> None:
-        """Act on how the time of `job` with its child ended."""
+    def resolved(
+        self, job: PoolJob, result: Outcome, facts: ChildFacts | None, unfinished: bool
+    ) -> None:
+        """Act on how the time of `job` with its child ended; `unfinished` if the end of its trace
+        follows."""
+        if job not in self.slots.jobs:
+            # It was given up.
+            return
         try:
-            self._resolve(job, result, facts)
+            self._resolve(job, result, facts, unfinished)
         except Exception as exc:
             # Errors of Celery's callbacks are caught elsewhere: this one is our bug. It must not
             # cost the job's slot for good.
             logger.exception("%s can't be brought to its end", job.title)
             self._give_up(job, exc)
 
-    def _resolve(self, job: PoolJob, result: Outcome, facts: ChildFacts | None) -> None:
-        report = partial(reporting.report, self._app, job, result, facts)
-        answer = None if job.group == PYTHON else reporting.for_tracer(result, facts)
-        if job.traced_here:
-            if answer is not None:
-                job.answer(answer)
-            elif job.abandon(report):
-                self._conclude(job, report)
-        elif answer is None:
-            self._conclude(job, report)
-        elif isinstance(answer, messages.Ok):
-            self._succeed(job, answer)
+    def _resolve(
+        self, job: PoolJob, result: Outcome, facts: ChildFacts | None, unfinished: bool
+    ) -> None:
+        answer = None
+        if job.tracing is not Tracing.NEVER:
+            answer = reporting.answer_for_tracer(job, result, facts)
+        if answer is not None:
+            self._take_answer(job, answer)
         else:
-            # The fast path ends here: the tracer takes over, with the answer at hand.
-            job.answer(answer)
-            self._start(job, job.trace)
+            job.ending = partial(self._report, job, result, facts)
+            job.probes = _needs_probe(job, result)
+            if not unfinished:
+                self.finished(job, None)
+
+    def _probe(self, job: PoolJob) -> None:
+        """Have a tracer look whether the result backend answers. `finished` follows."""
+        probe = encode(Notice(id=job.task_id, probe=job.task_name))
+        self.engine.post(self._scheduler.follow_up, job, probe)
+
+    def _take_answer(self, job: PoolJob, answer: Answer) -> None:
+        if job.tracing is Tracing.UNLESS_OK and isinstance(answer.reply, Ok):
+            runtime = time.monotonic() - job.begun_at
+            report = partial(self._report_success, job, answer.reply.result, runtime)
+            self._conclude(job, report)
+            return
+        line = encode(Notice(id=job.task_id, answer=answer))
+        if job.trace is None:
+            # The fast path ends here: a tracer takes over, with the answer at hand.
+            self._trace(job, line)
+        else:
+            self.engine.post(self._scheduler.tell, job, line)
+
+    def _report_success(self, job: PoolJob, result: Any, runtime: float) -> None:
+        assert job.fast is not None
+        job.callbacks.callback(self._fast_path.succeed(job.fast, result, runtime))
+
+    def _report(
+        self, job: PoolJob, result: Outcome, facts: ChildFacts | None, last: Reply | None
+    ) -> None:
+        """Tell Celery how the time of `job` with its child ended. If the limit was over when its
+        trace was about to end, the trace counts: it has stored its state."""
+        if isinstance(result, TimedOut) and isinstance(last, Traced):
+            reporting.report_traced(self._app, job, last)
+        else:
+            reporting.report(self._app, job, result, facts)
 
     def _give_up(self, job: PoolJob, error: Exception) -> None:
-        """Let `job` fail with `error`, unless it has ended."""
-        if job.traced_here:
-            job.answer(error)
-        elif job in self.slots.jobs:
+        """Let `job` fail with `error`, unless Celery was told of its end."""
+        if job in self.slots.jobs:
             failed = partial(job.callbacks.error_callback, outcome.exception_info(error))
             self._conclude(job, failed)
+        self.engine.post(self._scheduler.give_up, job, repr(error))
 
-    def _succeed(self, job: PoolJob, reply: messages.Ok) -> None:
-        """Let a job on the fast path succeed, after its result is stored."""
-        fast = job.fast
-        assert fast is not None
-        runtime = time.monotonic() - job.begun_at
-        job.ending = partial(self._report_success, job, fast, reply.result, runtime)
-        if fast.stores:
-            store = partial(self._fast_path.store, fast, reply.result)
-            self._start(job, partial(job.store, store, reply))
-        else:
-            self.finished(job)
-
-    def _report_success(self, job: PoolJob, fast: FastRequest, result: Any, runtime: float) -> None:
-        job.callbacks.callback(self._fast_path.succeed(fast, result, runtime))
-
-    def finished(self, job: PoolJob) -> None:
-        """Tell Celery how the tracing thread has ended `job`."""
+    def finished(self, job: PoolJob, reply: Reply | None) -> None:
+        """Tell Celery how `job` ended, whose trace is over, or which has had none."""
+        if job not in self.slots.jobs:
+            # It was given up.
+            return
+        if job.probes and not isinstance(reply, Traced):
+            job.probes = False
+            self._probe(job)
+            return
         # The job must not refer to itself, or only the garbage collector could free it.
         ending, job.ending = job.ending, None
-        assert ending is not None
-        self._conclude(job, ending)
+        if ending is None:
+            ending = partial(reporting.report_traced, self._app, job)
+        self._conclude(job, partial(ending, reply))
 
     def _conclude(self, job: PoolJob, report: Callable[[], None]) -> None:
         """Tell Celery how `job` ended, by calling `report`, and let the next one in."""
@@ -297,3 +303,12 @@ class Runner:
         # `should_terminate` would make the exit status 0. There is nothing to wait for.
         state.should_stop = EX_FAILURE
         self.slots.close()
+
+
+def _needs_probe(job: PoolJob, result: Outcome) -> bool:
+    """Return whether the worker is about to store that an external job has failed. If the backend
+    hangs, it is to hold up a tracer, and not the worker."""
+    failed = isinstance(result, TimedOut) or (isinstance(result, Lost) and not result.stranded)
+    if not failed or job.tracing is Tracing.NEVER or state.should_terminate:
+        return False
+    return stores_failure(job)

@@ -14,7 +14,7 @@ from celery.worker import state
 
 from ..core import stats
 from ..errors import ConfigError
-from ..settings import PYTHON
+from ..settings import TRACERS
 from .drivers import HubDriver, ThreadDriver, wait_for_children
 from .runner import Runner
 
@@ -22,7 +22,7 @@ __all__ = ("Session", "start_children")
 
 logger = get_logger(__name__)
 
-#: Seconds that a cold shutdown waits for results that are being stored.
+#: Seconds that a cold shutdown waits for tracers that store results.
 STORE_GRACE = 5.0
 
 #: Seconds that a remote control command waits for the engine. Its sender waits longer: a second, if
@@ -72,12 +72,12 @@ class Session:
         self.driver.halt()
         self.runner.close()
 
-    def restart(self, name: str | None, new_boot: Callable[[], bytes]) -> list[str]:
+    def restart(self, name: str | None, new_boot: Callable[[str], bytes]) -> list[str]:
         """Replace the children of the group `name`, or of all groups; return the groups' names.
 
         Arguments:
             name: the group's; None for all groups.
-            new_boot: makes the first line for the next Python children, if those are replaced.
+            new_boot: makes the first line for the next children of a group that reads one.
 
         Raises:
             ConfigError: there is no such group; or as `new_boot`.
@@ -89,8 +89,9 @@ class Session:
                 f"expected one of this worker's groups ({', '.join(groups)}), got {name!r}"
             )
         chosen = list(groups) if name is None else [name]
-        if PYTHON in chosen:
-            engine.post(scheduler.change_boot, PYTHON, new_boot())
+        boots = {each: new_boot(each) for each in chosen if groups[each].boot}
+        for each, boot in boots.items():
+            engine.post(scheduler.change_boot, each, boot)
         logger.info("Restarting the children of %s", ", ".join(chosen))
         engine.post(scheduler.restart, [groups[each] for each in chosen])
         return chosen
@@ -113,7 +114,9 @@ class Session:
         engine, groups = self.engine, self.engine.scheduler.groups
 
         def look() -> tuple[dict[str, Any], dict[str, Any]]:
-            written = stats.writes(groups.values(), engine.writing)
+            # An external job that is traced counts once.
+            others = [group for name, group in groups.items() if name != TRACERS]
+            written = stats.writes(others, engine.writing)
             return written, {name: stats.group_facts(group) for name, group in groups.items()}
 
         return engine.ask(look, ANSWER_PATIENCE)

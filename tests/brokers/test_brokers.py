@@ -130,6 +130,8 @@ def hold(task_id, args, **_):
 """
     (tmp_path / "proj.py").write_text((tmp_path / "proj.py").read_text() + code)
     place.project.app.conf.subproc_pool["children"]["obeys"]["size"] = 1
+    # The first one holds up its tracer.
+    place.project.app.conf.subproc_pool["tracers"] = {"size": 2}
     setting = json.dumps(place.project.app.conf.subproc_pool)
     with place.project.worker("-P", "subproc", "-c", "2", CELERY_SUBPROC_POOL=setting) as worker:
         first = place.send("do.it", ["reply", {"result": "first"}])

@@ -133,8 +133,17 @@ def control(place: Workplace, command: str, **arguments: Any) -> Any:
 
 
 def children_of(place: Workplace) -> Counter[str]:
-    """How many children each group has, by what `inspect subproc` says."""
-    return Counter(row["group"] for row in inspect(place, "subproc") if row["state"] != "stopping")
+    """How many children each group has, by what `inspect subproc` says; without tracers."""
+    return Counter(
+        row["group"]
+        for row in inspect(place, "subproc")
+        if row["state"] != "stopping" and row["group"] != "tracers"
+    )
+
+
+def recycled(worker: Worker) -> int:
+    """How many children the worker has recycled, by its log; without tracers."""
+    return len(re.findall(r"Child (?!tracers#)\S+ \(pid \d+\) is recycled: ", worker.log))
 
 
 @contextmanager
@@ -273,8 +282,8 @@ def test_max_memory_per_child(limited_worker: Site, kind: str) -> None:
             greedy = get(place.app.send_task("eat", (300,)))
         else:
             [greedy] = get(place.send("do.it", ["eat", 300], ["own", "pid", {}]))
-        recycled = partial(re.search, rf"\(pid {greedy}\) is recycled: (.*)")
-        reason = wait_for(lambda find=recycled: find(worker.log), "its successor")[1]
+        search = partial(re.search, rf"\(pid {greedy}\) is recycled: (.*)")
+        reason = wait_for(lambda find=search: find(worker.log), "its successor")[1]
         if "(max_jobs)" not in reason:
             break
     assert re.match(r"it takes \d+ MiB of memory \(max_memory\)", reason)
@@ -365,13 +374,13 @@ def test_pool_restart_reloads_modules(tmp_path: Path, broker: str) -> None:
             "from celery import shared_task\n@shared_task(name='later')\ndef later(): return 1\n"
         )
         assert "ok" in control(place, "pool_restart", modules=["later"])
-        wait_for(lambda: worker.log.count(" is recycled: ") == 2, "new children")
+        wait_for(lambda: recycled(worker) == 2, "new children")
         assert get(place.app.send_task("later")) == 1
         (tmp_path / "later.py").write_text(
             "from celery import shared_task\n@shared_task(name='later')\ndef later(): return 22\n"
         )
         assert "ok" in control(place, "pool_restart", modules=["later"], reload=True)
-        wait_for(lambda: worker.log.count(" is recycled: ") == 4, "new children")
+        wait_for(lambda: recycled(worker) == 4, "new children")
         assert get(place.app.send_task("later")) == 22
 
 
@@ -415,12 +424,15 @@ def test_subproc_restart_of_one_group(tmp_path: Path, broker: str) -> None:
         else:
             said = place.project.run(*ours, "obeys").stdout
         assert "restarting obeys" in said
-        wait_for(lambda: worker.log.count(" is recycled: ") == 1, "a new child")
+        wait_for(lambda: recycled(worker) == 1, "a new child")
         assert pid_of(place, "external") != external
         assert pid_of(place, "python") == python
         refused = place.project.run(*ours, "rails")
         assert refused.returncode == 1
-        assert "expected one of this worker's groups (obeys, python), got 'rails'" in refused.stdout
+        assert (
+            "expected one of this worker's groups (obeys, python, tracers), got 'rails'"
+            in refused.stdout
+        )
         assert "worker_pool_restarts" not in worker.log
         # Without the setting, Celery refuses the other one.
         assert "error" in control(place, "pool_restart")
@@ -456,7 +468,7 @@ while (my $line = <STDIN>) {
 
 
 def test_an_upgrade_under_load(tmp_path: Path, broker: str) -> None:
-    count = 2000
+    sent = 0
     program = {"argv": ["perl", str(tmp_path / "program.pl")], "tasks": ["perl.version"]}
     place = workplace(
         tmp_path,
@@ -470,23 +482,38 @@ def test_an_upgrade_under_load(tmp_path: Path, broker: str) -> None:
         (tmp_path / "upgraded.py").write_text(f"VERSION = {'1' * version}\n")
         (tmp_path / "version.txt").write_text("1" * version)
 
+    def done() -> int:
+        return place.log.read_bytes().count(b"\n")
+
+    def keep_busy() -> None:
+        """Have some hundred jobs wait for a child, as long as this is called again."""
+        nonlocal sent
+        if sent > done() + 300:
+            return
+        with place.app.producer_pool.acquire() as producer:
+            for number in range(sent, sent + 300):
+                name = ("perl.version", "python.version")[number % 2]
+                place.app.send_task(name, (number,), producer=producer, ignore_result=True)
+        sent += 300
+
+    def all_recycled() -> bool:
+        keep_busy()
+        return recycled(worker) == 8
+
     (tmp_path / "program.pl").write_text(PROGRAM)
     publish(1)
     with working(place, "-c", "4") as worker:
-        with place.app.producer_pool.acquire() as producer:
-            for number in range(count):
-                name = ("perl.version", "python.version")[number % 2]
-                place.app.send_task(name, (number,), producer=producer, ignore_result=True)
-        wait_for(lambda: place.log.read_bytes().count(b"\n") > count / 20, "some jobs")
+        keep_busy()
+        wait_for(lambda: done() > 100, "some jobs")
         publish(2)
         restarted = time.monotonic()
         assert "ok" in control(place, "pool_restart")
-        wait_for(lambda: worker.log.count(" is recycled: ") == 8, "all of them", deadline=60)
+        wait_for(all_recycled, "all of them", deadline=60)
         upgraded = time.monotonic()
-        wait_for(lambda: place.log.read_bytes().count(b"\n") >= count, "all jobs", deadline=90)
+        wait_for(lambda: done() >= sent, "all jobs", deadline=90)
         assert worker.stop() == 0
     lines = [line.split() for line in place.log.read_text().splitlines()]
-    assert Counter(int(number) for number, *_ in lines) == Counter(range(count))
+    assert Counter(int(number) for number, *_ in lines) == Counter(range(sent))
     assert not re.search("raised|is replaced|ERROR", worker.log)
     ends = sorted(float(end) for *_, end in lines)
     during = [end for end in ends if restarted < end < upgraded]
@@ -700,12 +727,14 @@ def test_task_signals(shared_worker: Site, tmp_path: Path, broker: str) -> None:
     child = pid_of(place, "python")
     wait_for(lambda: child in noted(place, "prerun") & noted(place, "postrun"), "its signals")
     assert worker.process.pid not in noted(place, "init")
-    # An external job is traced in the worker, if a signal has receivers there.
+    # An external job is traced in a tracer, if a signal has receivers there.
     observed = workplace(tmp_path, broker)
     log = str(tmp_path / "signals.log")
     with working(observed, "-c", "1", SIGNALS_LOG=log, OBSERVED="1") as worker:
         pid_of(observed, "external")
-        wait_for(lambda: worker.process.pid in noted(observed, "postrun"), "the worker's tracer")
+        tracers = {tracer.pid for tracer in worker.tracers()}
+        wait_for(lambda: tracers & noted(observed, "postrun"), "the tracer's signals")
+        assert worker.process.pid not in noted(observed, "prerun") | noted(observed, "postrun")
 
 
 def test_serializers_and_compression(shared_worker: Site) -> None:
@@ -768,7 +797,8 @@ def test_inspect(shared_worker: Site) -> None:
     assert get(place.send("do.it", ["throttle", 1, 0.2])) == {"throttles": 1, "retries": 0}
     held = {kind: hold(place, kind) for kind in KINDS}
     active = {request["id"]: request for request in inspect(place, "active")}
-    rows = {row["task"]["id"]: row for row in inspect(place, "subproc") if row["task"]}
+    busy = [row for row in inspect(place, "subproc") if row["task"] and row["group"] != "tracers"]
+    rows = {row["task"]["id"]: row for row in busy}
     for kind, group in (("external", "obeys"), ("python", "python")):
         task_id = held[kind].result.id
         assert inspect(place, "query_task", ids=[task_id])[task_id][0] == "active"
@@ -933,7 +963,8 @@ def test_flower(shared_worker: Site) -> None:
     with flower(place) as it:
         pool = it.worker()["stats"]["pool"]
         assert pool["implementation"] == "celery_subproc_pool:Pool"
-        assert {child.pid for child in worker.children()} == {*pool["processes"]}
+        processes = [*worker.children(), *worker.tracers()]
+        assert {process.pid for process in processes} == {*pool["processes"]}
         it.ask(f"/worker/pool/grow/{node}", n=1)
         wait_for(lambda: it.worker()["stats"]["pool"]["max-concurrency"] == 3, "one more")
         it.ask(f"/worker/pool/shrink/{node}", n=1)

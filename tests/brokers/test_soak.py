@@ -37,6 +37,8 @@ SECONDS = float(os.environ.get("CSP_SOAK_SECONDS", "300")) / len(BROKERS)
 #: Jobs that are sent and not at their end.
 OUTSTANDING = 64
 
+TRACERS = 2
+
 #: What external jobs do; most do nothing special.
 KINDS = ["good"] * 20 + ["slow"] * 8 + ["big", "stderr", "throttled", "error", "retires"] * 2
 KINDS += ["hangs", "exits", "rubbish", "twice"]
@@ -111,6 +113,7 @@ class Soak:
             "subproc_pool": {
                 "children": {"soaked": {**child, **limits}},
                 "python": {"size": 4, "env": env, **limits},
+                "tracers": {"size": TRACERS, "cancel_grace": 1.0, **limits},
             },
             "task_default_queue": self.queue,
             "task_acks_late": True,
@@ -132,6 +135,8 @@ class Soak:
         self.jobs: list[Job] = []
         self.open: dict[str, Job] = {}
         self.cuts: list[float] = []
+        #: When tracers were killed or stopped.
+        self.hurt: list[float] = []
         self.trouble: Counter[str] = Counter()
         self.resident: list[int] = []
 
@@ -186,12 +191,15 @@ class Soak:
     # -- trouble
 
     def make_trouble(self, worker: Worker) -> None:
-        """Kill a child, or stop one."""
-        child = self.random.choice(worker.children() or [None])
+        """Kill a child, or stop one. Less often a tracer: all that goes through it comes again."""
+        traces = self.random.random() < 0.04
+        child = self.random.choice((worker.tracers() if traces else worker.children()) or [None])
         if child is None:
             return
         signum = self.random.choice([signal.SIGKILL] * 4 + [signal.SIGSEGV, signal.SIGSTOP])
-        self.trouble[signum.name] += 1
+        self.trouble[f"{signum.name} for a tracer" if traces else signum.name] += 1
+        if traces:
+            self.hurt.append(time.monotonic())
         try:
             # Until it executes its program, it is a copy of the worker, which waits for that: who
             # stops it then stops the worker.
@@ -244,18 +252,20 @@ class Soak:
         again: Counter[str] = Counter()
         for job in self.jobs:
             begun = runs[job.id]
-            for (pid, _), (_, second) in pairwise(begun):
-                again[self.reason(job, (str(pid), job.id) in died, second)] += 1
+            for (pid, first), (_, second) in pairwise(begun):
+                again[self.reason(job, (str(pid), job.id) in died, first, second)] += 1
         assert not again["none"], "jobs were run again without a reason"
         return again
 
-    def reason(self, job: Job, died: bool, second: float) -> str:
-        """Why a job that was begun by a child that `died` of it or not was begun again, at
-        `second`."""
+    def reason(self, job: Job, died: bool, first: float, second: float) -> str:
+        """Why a job that was begun at `first`, by a child that `died` of it or not, was begun again
+        at `second`."""
         if job.kind == "throttled":
             return "throttled"
         if died:
             return "its child died"
+        if not job.python and any(first <= hurt <= second for hurt in self.hurt):
+            return "its tracer died"
         # A result that is stored while the connection is gone can't be acknowledged. And what waits
         # for a child, or in the pipe of a stopped one, when the connection is cut is delivered
         # again while it still waits.
@@ -292,6 +302,7 @@ def test_soak(broker: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
             soak.resident.clear()
             soak.run(worker, SECONDS)
             wait_for(lambda: len(worker.children()) == 8 + 4, "all children")
+            wait_for(lambda: len(worker.tracers()) == TRACERS, "all tracers")
             after = process.num_fds()
             assert worker.stop() == 0
         with Connection(BROKERS[broker]) as connection:

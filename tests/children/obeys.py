@@ -10,6 +10,7 @@
 ["touch", path]     make the file
 ["facts"]           reply with pid, job count, working directory, environment, descriptors
 ["payload"]         reply with the payload
+["note", path]      add the payload as a line of JSON to the file
 ["size", n]         reply with a string of n characters
 ["append", path, w] add the line w (default "run") to the file
 ["die_once", path]  make the file and die, unless it is there
@@ -93,6 +94,10 @@ def append(request, path, word="run"):
         file.write(word + "\n")
 
 
+def note(request, path):
+    append(request, path, json.dumps(request["payload"]))
+
+
 def own(request, name, more):
     reply(request, {"result": [os.getpid()], **more})
 
@@ -125,6 +130,7 @@ STEPS = {
     "escape": escape,
     "die_once": die_once,
     "append": append,
+    "note": note,
     "requeue": requeue,
     "throttle": throttle,
     "retry": lambda request: None,

@@ -14,7 +14,6 @@ from celery_subproc_pool.core.model import (
     ChildState,
 )
 from tests.support.world import (
-    MANY,
     READ_ALL,
     READY,
     World,
@@ -23,17 +22,6 @@ from tests.support.world import (
     kind,
     new_child,
 )
-
-
-def test_a_group_tells_progress_once_a_child_of_it_can() -> None:
-    """Its jobs are traced from their beginning then."""
-    world = World(a=kind(2, handshake=True))
-    first, second = world.children()
-    group = world.scheduler.groups["a"]
-    world.tell(world.scheduler.ready, first, READY, None)
-    assert not group.tells_progress
-    world.tell(world.scheduler.ready, second, MANY, None)
-    assert group.tells_progress
 
 
 def test_a_successor_that_cannot_tell_proves_itself_by_living() -> None:

@@ -14,6 +14,7 @@ from celery_subproc_pool.core.model import (
     Child,
     Job,
     JobState,
+    Tracing,
 )
 from celery_subproc_pool.core.outcomes import (
     Lost,
@@ -50,29 +51,24 @@ def test_jobs_in_flight_at_a_crash_run_isolated_when_they_come_again() -> None:
 
     # They are delivered again, and others come.
     child = boot()
-    first, again, one, last = (world.submit(name) for name in ("x", "poison", "one", "y"))
+    first, again, _, last = (
+        world.submit(name, tracing=Tracing.NEVER) for name in ("x", "poison", "one", "y")
+    )
     assert (first.child, again.state, last.state) == (child, JobState.QUEUED, JobState.QUEUED)
-    world.tell(world.scheduler.provide, first, b"request")
     world.tell(world.scheduler.replied, child, Ok(id="x"))
     assert list(child.jobs) == ["poison"]
-    world.tell(world.scheduler.provide, again, b"request")
     world.tell(world.scheduler.exited, child, 1, READ_ALL)
     world.at(world.now + 1.0)
     # The next one had nothing to do with it, and is cleared by its answer.
     child = boot()
     assert list(child.jobs) == ["one"]
-    world.tell(world.scheduler.provide, one, b"request")
     world.tell(world.scheduler.replied, child, Ok(id="one"))
-    world.tell(world.scheduler.provide, last, b"request")
     assert list(child.jobs) == ["y"]
-    assert world.submit("one").child is child
+    assert world.send("one")[1] is child
     # The other one has cost a second child now, and is to cost no more.
     world.tell(world.scheduler.replied, child, Ok(id="y"))
-    world.tell(
-        world.scheduler.finish, world.scheduler.groups["a"].children[child.number].jobs["one"]
-    )
-    third = world.submit("poison")
-    world.tell(world.scheduler.provide, third, b"request")
+    world.tell(world.scheduler.replied, child, Ok(id="one"))
+    third, _ = world.send("poison")
     actions = world.tell(world.scheduler.exited, child, 1, READ_ALL)
     assert ends(actions) == [Resolve(third, Lost(1, "", crashes=2), child)]
 

@@ -59,7 +59,6 @@ def test_an_exit_loses_the_job() -> None:
     ]
     assert (job.state, child.state) == (JobState.CLOSED, ChildState.GONE)
     assert world.scheduler.open_jobs == 0
-    assert world.tell(world.scheduler.finish, job) == []
 
 
 def test_an_idle_child_that_exits_is_replaced() -> None:

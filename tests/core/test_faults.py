@@ -6,7 +6,6 @@ import signal
 
 from celery_subproc_pool.core.actions import (
     Accept,
-    Finished,
     Forget,
     Kill,
     Report,
@@ -46,8 +45,7 @@ def test_a_reply_with_a_wrong_id_fails_the_job_and_replaces_the_child() -> None:
         Kill(child, signal.SIGKILL),
         Report(child, reason, (job,), 0.1),
     ]
-    assert (job.state, child.state) == (JobState.ANSWERED, ChildState.STOPPING)
-    assert world.tell(world.scheduler.finish, job) == [Finished(job)]
+    assert (job.state, child.state) == (JobState.CLOSED, ChildState.STOPPING)
     assert world.tell(world.scheduler.exited, child, -9, READ_ALL) == [Forget(child)]
     assert world.children() == []
     assert world.at(0.1) == [Spawn(world.children()[0])]
@@ -100,7 +98,7 @@ def test_two_replies_in_one_read_replace_the_child_before_it_gets_another_job() 
     # The child has done a job: its successor starts at once.
     (accepted,) = world.turn()
     assert accepted == Accept(waiting, new_child(actions), 0.0)
-    assert job.state is JobState.ANSWERED
+    assert job.state is JobState.CLOSED
 
 
 def test_a_reply_before_the_request_replaces_the_child_and_requeues_the_job() -> None:

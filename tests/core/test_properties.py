@@ -20,7 +20,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from celery_subproc_pool.core.actions import (
     Accept,
     Action,
-    Finished,
     Forget,
     Kill,
     Measure,
@@ -31,10 +30,10 @@ from celery_subproc_pool.core.actions import (
     Write,
 )
 from celery_subproc_pool.core.model import Child, ChildState, Group, Job, JobState
-from celery_subproc_pool.core.outcomes import Answered, Faulted, Lost, SoftTimedOut
+from celery_subproc_pool.core.outcomes import Answered, Lost
 from celery_subproc_pool.core.scheduler import Scheduler
-from celery_subproc_pool.settings import ChildSettings
-from celery_subproc_pool.wire.messages import Error, Log, Ok, Progress, Ready, Reply
+from celery_subproc_pool.settings import TRACERS, ChildSettings
+from celery_subproc_pool.wire.messages import Error, Feature, Log, Ok, Progress, Ready, Reply
 
 REQUEST = b"request"
 BIG = 2**20
@@ -106,6 +105,8 @@ KINDS = {
 
 def greeting(child: Child) -> Ready:
     """What a child says of itself: some can be told to end a job, and some can't."""
+    if child.group.name == TRACERS:
+        return Ready(protocol=1, features=("multiplex",))
     if not child.group.name.startswith("async"):
         return Ready(protocol=1)
     features = ("multiplex", "progress", "log", "cancel")[: 4 if child.number % 3 else 3]
@@ -115,18 +116,23 @@ def greeting(child: Child) -> Ready:
 class World(RuleBasedStateMachine):
     """See this module's docstring."""
 
-    #: The groups that there are; None is the worker itself.
-    groups: tuple[str | None, ...] = (*KINDS, None)
+    #: The settings of all groups, and the names of those that there are.
+    kinds: dict[str, ChildSettings] = KINDS
+    groups: tuple[str, ...] = tuple(KINDS)
+    #: The group that spawns no child until a job waits for one; empty if there is none.
+    on_demand = ""
+    #: How many jobs may be open at first.
+    limit = 4
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        limit = 4
+        limit = self.limit
         jitter = Random(1).random
         self.scheduler = Scheduler(
             {
-                name: Group(name, kind, kind.size_for(limit))
-                for name, kind in KINDS.items()
+                name: Group(name, kind, kind.size_for(limit), on_demand=name == self.on_demand)
+                for name, kind in self.kinds.items()
                 if name in self.groups
             },
             limit,
@@ -138,12 +144,7 @@ class World(RuleBasedStateMachine):
         self.next_write = "written"
         self.processes: list[Process] = []
         self.jobs: list[Job] = []
-        #: Jobs by what their tracers are at.
-        self.preparing: list[Job] = []
-        self.exchanging: list[Job] = []
-        self.concluding: list[Job] = []
         self.accepts: Counter[Job] = Counter()
-        self.answers: Counter[Job] = Counter()
         self.ends: Counter[Job] = Counter()
         self.answered: dict[Job, Reply] = {}
         self.writes: Counter[tuple[Job, Child]] = Counter()
@@ -162,20 +163,13 @@ class World(RuleBasedStateMachine):
                 self.answered[action.job] = action.outcome.reply
             if isinstance(action, Accept):
                 self.accepts[action.job] += 1
-            elif self.is_answer(action):
-                self.answers[action.job] += 1
-            elif isinstance(action, (Resolve, Finished)):
-                self.ends[action.job] += 1
+            else:
+                self.count_end(action)
         self.pending.extend(actions)
 
-    @staticmethod
-    def is_answer(action: Action) -> bool:
-        """Whether a tracer here goes on with the outcome."""
-        return (
-            isinstance(action, Resolve)
-            and isinstance(action.outcome, (Answered, Faulted, SoftTimedOut))
-            and action.job.traced_here
-        )
+    def count_end(self, action: Action) -> None:
+        if isinstance(action, Resolve):
+            self.ends[action.job] += 1
 
     def by_process(self, event: Event, *arguments: Any) -> None:
         """An event that a descriptor tells: the first thing in a turn."""
@@ -193,7 +187,7 @@ class World(RuleBasedStateMachine):
     def tick(self) -> None:
         bound = self.scheduler.next_deadline
         self.note(self.scheduler.tick)
-        if bound is not None and bound <= self.now:
+        if bound is not None and bound <= self.now and not self.scheduler.stopping:
             deadline = min(self.deadlines(), default=None)
             if not any(isinstance(action, Report) for action in self.pending):
                 # Of a child that went in this tick, something may have been noted before.
@@ -205,24 +199,31 @@ class World(RuleBasedStateMachine):
         self.told_by_threads = False
         while True:
             self.dispatch()
-            if not self.pending:
+            if not self.pending and not self.go_on():
                 return
             while self.pending:
                 self.perform(self.pending.popleft())
+
+    def go_on(self) -> bool:
+        """Do one thing that comes after all actions. Return whether there was one."""
+        return False
 
     def dispatch(self) -> None:
         before = self.scheduler.open_jobs
         self.note(self.scheduler.dispatch)
         assert self.scheduler.open_jobs <= max(self.scheduler.limit, before)
-        if self.scheduler.open_jobs < self.scheduler.limit:
-            for group in self.scheduler.groups.values():
-                for job in group.waiting:
-                    for child in group.available:
-                        could = job.task_id not in child.jobs and not (job.isolated and child.jobs)
-                        assert not could, "a job waits while a child could have it"
-                    if job.isolated:
-                        # Those behind it wait until a child is free of others.
-                        break
+        for group in self.scheduler.groups.values():
+            for job in group.waiting:
+                for child in group.available if self.has_place(job) else ():
+                    could = job.task_id not in child.jobs and not (job.isolated and child.jobs)
+                    assert not could, "a job waits while a child could have it"
+                if job.isolated:
+                    # Those behind it wait until a child is free of others.
+                    break
+
+    def has_place(self, job: Job) -> bool:
+        """Whether `job`, which waits, may begin if a child can have it."""
+        return self.scheduler.open_jobs < self.scheduler.limit
 
     def perform(self, action: Action) -> None:
         if isinstance(action, Spawn):
@@ -231,8 +232,6 @@ class World(RuleBasedStateMachine):
             self.look(action)
         elif isinstance(action, Write):
             self.write(action.child, action.job)
-        elif isinstance(action, Accept) and action.job.traced_here:
-            self.preparing.append(action.job)
         elif isinstance(action, Resolve):
             self.settle(action)
         elif isinstance(action, Kill) and action.signum == signal.SIGKILL:
@@ -257,8 +256,12 @@ class World(RuleBasedStateMachine):
             self.failing_spawns -= 1
             self.note(self.scheduler.spawn_failed, child, "no such program")
         else:
-            self.processes.append(Process(child))
+            self.processes.append(self.process_of(child))
             self.note(self.scheduler.spawned, child, 1000 + child.number)
+
+    def process_of(self, child: Child) -> Process:
+        """Make the process of `child`."""
+        return Process(child)
 
     def write(self, child: Child, job: Job) -> None:
         if job.child is not child or job.state is not JobState.RESERVED:
@@ -274,35 +277,36 @@ class World(RuleBasedStateMachine):
         elif outcome == "unwritten" or not process.stdin_open:
             # It may answer what it has read, all the same.
             process.stdin_open = False
-            end = self.stop_reading(process, child.number % 4)
-            self.note(self.scheduler.unwritten, child, "it closed its stdin", end)
+            self.fail_to_write(process, job)
         elif outcome == "unsolicited" and not child.may_speak:
             self.note(self.scheduler.faulted, child, "it wrote too early")
         else:
-            assert job.task_id not in process.asked, "a child has an id once at a time"
-            assert len(process.asked) < child.capacity <= child.group.settings.max_in_flight
-            assert job not in self.written_to, "no job is written twice"
-            process.asked[job.task_id] = job
-            process.offsets[job] = process.written
-            self.note(self.scheduler.written, child, job, process.written)
-            process.written += len(REQUEST)
-            self.written_to[job] = child
+            self.deliver(process, job)
+
+    def fail_to_write(self, process: Process, job: Job) -> None:
+        end = self.stop_reading(process, process.child.number % 4)
+        self.note(self.scheduler.unwritten, process.child, "it closed its stdin", end)
+
+    def deliver(self, process: Process, job: Job) -> None:
+        child = process.child
+        assert job.task_id not in process.asked, "a child has an id once at a time"
+        assert len(process.asked) < child.capacity <= child.group.settings.max_in_flight
+        assert job not in self.written_to, "no job is written twice"
+        process.asked[job.task_id] = job
+        process.offsets[job] = process.written
+        self.note(self.scheduler.written, child, job, process.written)
+        process.written += len(job.request or b"")
+        self.written_to[job] = child
 
     def settle(self, action: Resolve) -> None:
-        """What an outcome means to the tracer: go on with it, or be abandoned."""
+        """Look at an outcome."""
         job = action.job
         if isinstance(action.outcome, Lost) and job.group == "fixed":
             unread = action.outcome.status is None
             # More than one, if a job of the same id has crashed a child of another group.
             assert bool(action.outcome.crashes) != unread
-        if job in self.exchanging:
-            self.exchanging.remove(job)
-            if self.is_answer(action):
-                self.concluding.append(job)
-        else:
-            assert not self.is_answer(action), "nobody waits for it"
 
-    # -- what jobs and tracers do
+    # -- what jobs do
 
     @rule(
         pick=PICK,
@@ -321,48 +325,23 @@ class World(RuleBasedStateMachine):
     ) -> None:
         for number in range(count):
             group = self.groups[(pick + number) % len(self.groups)]
-            self.submit_one(group, timeout, soft_timeout)
+            self.submit_one(group, timeout, soft_timeout, pick + number)
         if turn:
             self.end_turn()
 
     def submit_one(
-        self, group: str | None, timeout: float | None, soft_timeout: float | None
+        self, group: str, timeout: float | None, soft_timeout: float | None, pick: int
     ) -> None:
-        traced_here = group != "tracing"
         # Some messages are delivered again while their job goes on.
         task_id = str(len(self.jobs) // 2)
-        job = Job(task_id, "task", group, timeout, soft_timeout, traced_here)
-        if not traced_here:
-            job.request = REQUEST
+        job = Job(task_id, "task", group, timeout, soft_timeout)
+        self.prepare(job, pick)
         self.jobs.append(job)
         self.by_thread(self.scheduler.submit, job)
 
-    @precondition(lambda self: any(job.group for job in self.preparing))
-    @rule(pick=PICK, count=st.sampled_from([1, 9, 9]), turn=st.booleans())
-    def provide(self, pick: int, count: int, turn: bool) -> None:
-        able = [job for job in self.preparing if job.group]
-        start = pick % len(able)
-        for job in able[start : start + count]:
-            self.preparing.remove(job)
-            if job.state is not JobState.CLOSED:
-                self.exchanging.append(job)
-            self.by_thread(self.scheduler.provide, job, REQUEST)
-        if turn:
-            self.end_turn()
-
-    @precondition(lambda self: self.preparing)
-    @rule(pick=PICK, turn=st.booleans())
-    def finish_without_a_child(self, pick: int, turn: bool) -> None:
-        self.by_thread(self.scheduler.finish, self.preparing.pop(pick % len(self.preparing)))
-        if turn:
-            self.end_turn()
-
-    @precondition(lambda self: self.concluding)
-    @rule(pick=PICK, turn=st.booleans())
-    def finish(self, pick: int, turn: bool) -> None:
-        self.by_thread(self.scheduler.finish, self.concluding.pop(pick % len(self.concluding)))
-        if turn:
-            self.end_turn()
+    def prepare(self, job: Job, pick: int) -> None:
+        """Give `job`, which is about to be submitted, what it needs."""
+        job.request = REQUEST
 
     @precondition(lambda self: self.jobs)
     @rule(pick=PICK, signum=st.sampled_from((signal.SIGTERM, signal.SIGUSR1)), turn=st.booleans())
@@ -376,7 +355,7 @@ class World(RuleBasedStateMachine):
     def flush(self) -> None:
         self.by_thread(self.scheduler.flush)
 
-    @precondition(lambda self: self.scheduler.limit < 5)
+    @precondition(lambda self: self.scheduler.limit <= self.limit)
     @rule(count=st.integers(1, 2), turn=st.booleans())
     def grow(self, count: int, turn: bool) -> None:
         self.by_thread(self.scheduler.grow, count)
@@ -436,12 +415,12 @@ class World(RuleBasedStateMachine):
         named = with_id or process.child.capacity > 1
         reply = (Ok if well else Error)(id=task_id if named else None, retire=retire)
         awaited = job.state is JobState.SENT
-        ending = process.child.state is ChildState.STOPPING
+        if process.child.state is ChildState.STOPPING:
+            awaited = awaited and well and not self.scheduler.stopping
         self.by_process(self.scheduler.replied, process.child, reply)
-        if awaited and (well or not ending):
-            assert self.answered[job] is reply, "a reply that came counts"
-        else:
-            assert self.answered.get(job) is not reply, "what is over is over"
+        # A reply that came counts, for nobody else, and what is over is over.
+        has_it = [each for each, answer in self.answered.items() if answer is reply]
+        assert has_it == ([job] if awaited else [])
 
     @precondition(lambda self: any(process.asked for process in self.processes))
     @rule(pick=PICK, log=st.booleans(), turn=st.booleans())
@@ -452,7 +431,7 @@ class World(RuleBasedStateMachine):
             (each.child, task_id)
             for each in self.processes
             for task_id in each.asked
-            if each.stdout_open and each.child.features
+            if each.stdout_open and Feature.LOG in each.child.features
         ]
         if not telling:
             return
@@ -575,7 +554,6 @@ class World(RuleBasedStateMachine):
     @invariant()
     def each_job_ends_at_most_once(self) -> None:
         assert all(count == 1 for count in self.accepts.values())
-        assert all(count == 1 for count in self.answers.values())
         assert all(count == 1 for count in self.ends.values())
 
     @invariant()
@@ -584,14 +562,17 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def open_jobs_are_those_that_are_accepted_and_not_finished(self) -> None:
-        unfinished = [job for job in self.accepts if not self.ends[job]]
+        unfinished = [job for job in self.accepts if not self.is_over(job)]
         # What lost its child gives its place to others while it waits for the next.
         held = [job for job in unfinished if job.state is not JobState.QUEUED]
         assert self.scheduler.open_jobs == len(held)
         assert all(job.state in HELD for job in held)
         assert self.scheduler.idle == (
-            not held and not any(job.state is JobState.QUEUED for job in self.jobs)
+            not held and not any(group.waiting for group in self.scheduler.groups.values())
         )
+
+    def is_over(self, job: Job) -> bool:
+        return bool(self.ends[job])
 
     @invariant()
     def jobs_and_children_agree_on_who_has_whom(self) -> None:
@@ -627,8 +608,10 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def slots_and_children_agree_on_who_is_whose(self) -> None:
+        if self.scheduler.stopping:
+            return
         for group in self.scheduler.groups.values():
-            for slot in group.slots:
+            for slot in group.slots if not group.on_demand else ():
                 assert slot.child is not None or slot.spawn_at is not None, "somebody will come"
                 assert slot.successor is None or (
                     slot.child is not None and slot.child.recycle_reason
@@ -673,7 +656,8 @@ class World(RuleBasedStateMachine):
     def deadlines(self) -> list[float]:
         found: list[float | None] = []
         for group in self.scheduler.groups.values():
-            found += [slot.spawn_at for slot in group.slots]
+            if not self.scheduler.stopping:
+                found += [slot.spawn_at for slot in group.slots]
             found += [job.deadline for job in group.waiting if job.accepted]
             for child in group.children.values():
                 found += [child.boot_deadline, child.stop_deadline]
@@ -688,6 +672,16 @@ class World(RuleBasedStateMachine):
         """Let all go well from now on, until nothing is left to happen."""
         self.failing_spawns, self.next_write = 0, "written"
         self.end_turn()
+        self.come_to_rest()
+        self.each_job_ends_at_most_once()
+        self.no_request_goes_twice_to_a_child()
+        assert self.scheduler.idle
+        assert self.scheduler.open_jobs == 0
+        assert [job for job in self.jobs if not self.ends[job]] == [], "each job ends"
+        if not self.scheduler.stopping:
+            self.all_children_are_idle()
+
+    def come_to_rest(self) -> None:
         if self.scheduler.limit == 0:
             # With a limit of 0, no job would ever begin.
             self.by_thread(self.scheduler.grow, 1)
@@ -703,12 +697,13 @@ class World(RuleBasedStateMachine):
                 break
         else:
             raise AssertionError("it never comes to rest")
-        self.each_job_ends_at_most_once()
-        self.no_request_goes_twice_to_a_child()
-        assert self.scheduler.idle
-        assert self.scheduler.open_jobs == 0
-        assert [job for job in self.jobs if not self.ends[job]] == [], "each job ends"
+
+    def all_children_are_idle(self) -> None:
         for group in self.scheduler.groups.values():
+            if group.on_demand:
+                # Nobody has needed it.
+                assert not group.children
+                continue
             assert len(group.children) == len(group.slots), "each group is at full size"
             idle = [child for child in group.available if child.state is ChildState.IDLE]
             assert len(idle) == len(group.slots), "each child is idle"
@@ -732,12 +727,7 @@ class World(RuleBasedStateMachine):
         )
 
     def at_work(self) -> bool:
-        return bool(
-            self.preparing
-            or self.exchanging
-            or self.concluding
-            or any(each.killed or each.asked or each.boots for each in self.processes)
-        )
+        return any(each.killed or each.asked or each.boots for each in self.processes)
 
     def let_all_go_well(self) -> None:
         for process in [process for process in self.processes if process.killed]:
@@ -746,22 +736,17 @@ class World(RuleBasedStateMachine):
                 self.answer(process, task_id, True, None, True)
             self.exit_of(process, -9)
         for process in [process for process in self.processes if process.stdout_open]:
-            for task_id in process.asked:
-                self.by_process(self.scheduler.replied, process.child, Ok(id=task_id))
-            process.asked.clear()
+            self.end_work(process)
             if process.boots:
                 process.boots = False
                 self.by_process(self.scheduler.ready, process.child, greeting(process.child), None)
         self.end_turn()
-        for job in self.preparing[:]:
-            self.preparing.remove(job)
-            if job.group is None or job.state is JobState.CLOSED:
-                self.by_thread(self.scheduler.finish, job)
-            else:
-                self.exchanging.append(job)
-                self.by_thread(self.scheduler.provide, job, REQUEST)
-        while self.concluding:
-            self.by_thread(self.scheduler.finish, self.concluding.pop())
+
+    def end_work(self, process: Process) -> None:
+        """`process` answers all that it was asked."""
+        for task_id in process.asked:
+            self.by_process(self.scheduler.replied, process.child, Ok(id=task_id))
+        process.asked.clear()
 
 
 class ManyJobsWorld(World):

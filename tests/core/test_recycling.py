@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from celery_subproc_pool.core.actions import (
     Accept,
     CloseStdin,
-    Finished,
     Forget,
     Measure,
     Recycled,
@@ -42,7 +43,7 @@ def test_a_successor_boots_during_a_childs_last_job() -> None:
     world = world_of(max_jobs=2)
     child, actions = do(world)
     assert not child.recycle_reason
-    job, _ = world.send("y")
+    world.send("y")
     successor = successor_of(child)
     assert (child.recycle_reason, successor.state) == (
         "it has had 2 jobs (max_jobs)",
@@ -62,7 +63,6 @@ def test_a_successor_boots_during_a_childs_last_job() -> None:
     ]
     assert world.tell(world.scheduler.exited, child, 0, READ_ALL) == [Forget(child)]
     assert world.scheduler.groups["a"].counters.replaced == {Cause.RECYCLED: 1}
-    assert world.tell(world.scheduler.finish, job) == [Finished(job)]
 
 
 def test_a_child_whose_successor_is_ready_ends_its_job_first() -> None:
@@ -100,7 +100,7 @@ def test_a_job_whose_request_was_not_written_does_not_count_for_max_jobs() -> No
     world = world_of(max_jobs=1)
     job = world.submit()
     child = child_of(job)
-    world.tell(world.scheduler.finish, job)
+    world.tell(world.scheduler.terminate, job, signal.SIGTERM)
     assert (child.state, child.jobs_begun) == (ChildState.IDLE, 0)
 
 

@@ -8,13 +8,13 @@ import pytest
 
 from celery_subproc_pool.core.actions import (
     Accept,
-    Finished,
     Report,
     Resolve,
     Spawn,
     Write,
 )
 from celery_subproc_pool.core.model import (
+    Job,
     JobState,
 )
 from celery_subproc_pool.core.outcomes import (
@@ -33,6 +33,7 @@ from tests.support.world import (
     kills,
     kind,
     reports,
+    world_of_tracers,
 )
 
 
@@ -79,13 +80,14 @@ def test_unread_bytes_of_a_job_that_is_answered_do_not_bring_it_back() -> None:
     world = World(a=kind())
     job, child = world.send()
     world.tell(world.scheduler.replied, child, Ok())
-    assert ends(world.tell(world.scheduler.exited, child, 0, READ_ALL)) == []
-    assert world.tell(world.scheduler.finish, job) == [Finished(job)]
+    assert ends(world.tell(world.scheduler.exited, child, 0, READ_NOTHING)) == []
+    assert job.state is JobState.CLOSED
 
 
 def test_a_job_that_is_only_reserved_goes_to_another_child_and_is_accepted_once() -> None:
-    world = World(a=kind(2))
+    world = world_of_tracers(2)
     job = world.submit()
+    world.trace(job)
     first = child_of(job)
     actions = world.tell(world.scheduler.exited, first, 1, READ_ALL)
     assert ends(actions) == []
@@ -93,38 +95,30 @@ def test_a_job_that_is_only_reserved_goes_to_another_child_and_is_accepted_once(
     second = child_of(job)
     assert second is not first
     assert world.scheduler.open_jobs == 1
-    assert world.tell(world.scheduler.provide, job, b"request") == [Write(second, job)]
+    assert world.ask(job) == [Write(second, job)]
 
 
 def test_a_request_that_comes_while_its_job_waits_again_is_written_to_the_next_child() -> None:
-    world = World(a=kind(1))
+    world = world_of_tracers()
     job = world.submit()
+    world.trace(job)
     world.tell(world.scheduler.exited, child_of(job), 1, READ_ALL)
     assert job.state is JobState.QUEUED
     assert not world.idle()
-    assert world.tell(world.scheduler.provide, job, b"request") == []
+    assert world.ask(job) == []
     actions = world.at(0.1)
     assert actions == [Spawn(child_of(job)), Write(child_of(job), job)]
-
-
-def test_a_tracer_that_ends_while_its_job_waits_again() -> None:
-    world = World(a=kind(1))
-    job = world.submit()
-    world.tell(world.scheduler.exited, child_of(job), 1, READ_ALL)
-    assert world.scheduler.open_jobs == 0
-    assert world.tell(world.scheduler.finish, job) == [Finished(job)]
-    assert world.scheduler.open_jobs == 0
-    assert world.idle()
-    assert len(world.at(0.1)) == 1
 
 
 @pytest.mark.parametrize("event", ["unwritten", "faulted"])
 def test_a_request_of_which_no_byte_was_written_goes_to_another_child(event: str) -> None:
     world = World(a=kind(2))
     world.writes = event
-    job = world.submit()
-    first = child_of(job)
-    actions = world.note(world.scheduler.provide, job, b"request")
+    job = Job("x", "task.x", "a")
+    job.request = b"request"
+    world.note(world.scheduler.submit, job)
+    first = world.children()[0]
+    actions = world.perform(world.scheduler.dispatch(world.now))
     world.writes = "written"
     actions += world.turn()
     assert ends(actions) == []

@@ -64,7 +64,7 @@ def test_a_probe_that_comes_too_late_changes_nothing() -> None:
     world.at(2.0)
     world.tell(world.scheduler.replied, child, Ok())
     assert world.tell(world.scheduler.probed, child, READ_ALL) == []
-    assert job.state is JobState.ANSWERED
+    assert job.state is JobState.CLOSED
 
 
 def test_a_child_that_never_reads_is_replaced_and_its_job_begins_anew() -> None:

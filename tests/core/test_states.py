@@ -7,11 +7,12 @@ import signal
 import pytest
 
 from celery_subproc_pool.core.actions import Write
-from celery_subproc_pool.core.model import Child, ChildState, Job, JobState
+from celery_subproc_pool.core.model import Child, ChildState, Job, JobState, Tracing
 from celery_subproc_pool.core.states import CHILD_TRANSITIONS, JOB_TRANSITIONS
 from celery_subproc_pool.errors import TransitionError
 from celery_subproc_pool.wire.messages import Ok
-from tests.support.world import READ_NOTHING, World, child_of, kind
+from celery_subproc_pool.wire.python import Traced
+from tests.support.world import READ_NOTHING, World, child_of, kind, trace_of, world_of_tracers
 
 
 @pytest.mark.parametrize("target", ChildState)
@@ -66,18 +67,20 @@ def test_each_transition_of_a_job_is_caused_by_events() -> None:
             seen.add((self.state, state))
             super().move(state)
 
-    world = World(limit=2, a=kind(2))
+    world = world_of_tracers(2, limit=2)
     scheduler = world.scheduler
-    jobs = [Watched(str(number), "task", "a") for number in range(3)]
+    jobs = [Watched(str(number), "task", "a", tracing=Tracing.ALWAYS) for number in range(3)]
     for job in jobs:
         world.tell(scheduler.submit, job)
     # The first one is answered; its child has not read the second one; the last one waits.
     first, second, last = jobs
     for job in (first, second):
-        world.tell(scheduler.provide, job, b"request")
+        world.trace(job)
+        world.ask(job)
+    tracer = child_of(trace_of(first))
     world.tell(scheduler.replied, child_of(first), Ok())
     world.tell(scheduler.exited, child_of(second), 1, READ_NOTHING)
-    world.tell(scheduler.finish, first)
+    world.tell(scheduler.replied, tracer, Traced(id="0"))
     for job in (second, last):
         world.tell(scheduler.terminate, job, signal.SIGTERM)
     reserved, waiting = Watched("r", "task", "a"), Watched("w", "task", "a")
@@ -95,9 +98,10 @@ def test_events_of_a_job_that_was_refused_before_it_was_submitted_change_nothing
     job = Job("x", "task.x", "a")
     job.move(JobState.CLOSED)
     scheduler = world.scheduler
-    assert world.tell(scheduler.provide, job, b"request") == []
+    assert world.tell(scheduler.trace, job, b"task") == []
+    assert world.tell(scheduler.tell, job, b"line") == []
     assert world.tell(scheduler.terminate, job, signal.SIGTERM) == []
-    assert world.tell(scheduler.finish, job) == []
+    assert world.tell(scheduler.give_up, job, "a bug") == []
     assert (job.state, scheduler.open_jobs, world.idle()) == (JobState.CLOSED, 0, True)
 
 
@@ -113,7 +117,7 @@ def test_the_reprs_of_jobs_children_and_groups() -> None:
 def test_a_request_is_written_before_its_job_is_told_to_be_accepted(known: bool) -> None:
     """Actions are performed in order, and `Accept` only queues a callback."""
     world = World(a=kind())
-    job = Job("x", "task.x", "a", traced_here=not known)
+    job = Job("x", "task.x", "a")
     job.request = b"request" if known else None
     actions = world.tell(world.scheduler.submit, job)
     kinds = [type(action).__name__ for action in actions]

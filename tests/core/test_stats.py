@@ -9,7 +9,7 @@ import pytest
 from celery.concurrency.asynpool import SCHED_STRATEGY_FAIR, AsynPool
 
 from celery_subproc_pool.core.counters import TIMES_REMEMBERED
-from celery_subproc_pool.core.model import Child
+from celery_subproc_pool.core.model import Child, Tracing
 from celery_subproc_pool.core.stats import group_facts, rows, writes
 from celery_subproc_pool.wire.messages import Ok, Ready, Throttled
 from tests.support.world import READ_ALL, World, kind
@@ -19,16 +19,13 @@ NONE_YET: dict[str, Any] = {"wait": {}, "run": {}, "jobs": 0, "throttled": 0}
 
 def job_of(world: World, wait: float, run: float, reply: Any = None) -> None:
     """A job that waits and runs for so many seconds; all children are busy when it comes."""
-    busy, child = world.send("busy")
-    world.submit("waits")
+    _, child = world.send("busy")
+    world.submit("waits", tracing=Tracing.NEVER)
     world.now += wait
     world.tell(world.scheduler.replied, child, Ok())
-    world.tell(world.scheduler.finish, busy)
-    [job] = [job for child in world.children() for job in child.jobs.values()]
-    world.tell(world.scheduler.provide, job, b"request")
+    assert list(child.jobs) == ["waits"]
     world.now += run
     world.tell(world.scheduler.replied, child, reply or Ok())
-    world.tell(world.scheduler.finish, job)
 
 
 def test_a_group_without_jobs() -> None:
@@ -85,6 +82,7 @@ def test_rows() -> None:
             "task": {"name": job.task_name, "id": "x", "seconds": 10.0},
             "in_flight": 1,
             "name": None,
+            "stands_still": None,
             "last_exit": None,
         },
         {
@@ -98,6 +96,7 @@ def test_rows() -> None:
             "task": None,
             "in_flight": 0,
             "name": None,
+            "stands_still": None,
             "last_exit": {"pid": 102, "seconds": 10.0, "reason": "it exited: exitcode 3"},
         },
         {
@@ -111,6 +110,7 @@ def test_rows() -> None:
             "task": None,
             "in_flight": 0,
             "name": None,
+            "stands_still": None,
             "last_exit": None,
         },
     ]
@@ -138,10 +138,9 @@ def test_writes_have_the_form_of_preforks() -> None:
         "raw": ", ".join(["0"] * 12),
     }
     for number in range(3):
-        job, child = world.send(str(number))
+        _, child = world.send(str(number))
         assert child.slot.number == 0
         world.tell(world.scheduler.replied, child, Ok())
-        world.tell(world.scheduler.finish, job)
     world.send("3")
     # Its slot goes on counting with the next child.
     world.tell(world.scheduler.exited, child, 1, READ_ALL)
@@ -158,9 +157,8 @@ def test_writes_have_the_form_of_preforks() -> None:
 
 def test_writes_to_slots_that_are_gone_count_on() -> None:
     world = World(limit=2, a=kind(None))
-    job, child = world.send()
+    _, child = world.send()
     world.tell(world.scheduler.replied, child, Ok())
-    world.tell(world.scheduler.finish, job)
     world.tell(world.scheduler.shrink, 2)
     for each in world.children():
         world.tell(world.scheduler.exited, each, 0, READ_ALL)

@@ -8,7 +8,6 @@ from typing import Any
 from celery_subproc_pool.core.actions import (
     Accept,
     CloseStdin,
-    Finished,
     Forget,
     Interrupt,
     Kill,
@@ -22,6 +21,7 @@ from celery_subproc_pool.core.ending import HOLD
 from celery_subproc_pool.core.model import (
     Cause,
     ChildState,
+    Job,
     JobState,
 )
 from celery_subproc_pool.core.outcomes import (
@@ -29,6 +29,7 @@ from celery_subproc_pool.core.outcomes import (
     Terminated,
 )
 from celery_subproc_pool.wire.messages import CancelReason, Ok, Progress
+from celery_subproc_pool.wire.python import Traced
 from tests.support.world import (
     READ_ALL,
     STOP_TIMEOUT,
@@ -40,15 +41,18 @@ from tests.support.world import (
     new_child,
     reports,
     world_of_many,
+    world_of_tracers,
 )
 
 
 def test_a_job_that_is_terminated_before_its_request_was_written_spares_the_child() -> None:
     world = World(a=kind())
-    job = world.submit()
-    child = child_of(job)
+    [child] = world.children()
+    job = Job("x", "task.x", "a")
+    job.request = b"request"
+    world.note(world.scheduler.submit, job)
     # What it asks for has not been done yet.
-    assert world.scheduler.provide(job, b"request", world.now) == [Write(child, job)]
+    assert world.scheduler.dispatch(world.now)[0] == Write(child, job)
     actions = world.tell(world.scheduler.terminate, job, signal.SIGTERM)
     assert actions == [Resolve(job, Terminated(signal.SIGTERM), child)]
     assert (job.state, job.child, child.state) == (JobState.CLOSED, None, ChildState.IDLE)
@@ -69,8 +73,7 @@ def test_terminating_a_job_that_waits_again() -> None:
     world.tell(world.scheduler.exited, child_of(job), 1, READ_ALL)
     assert world.tell(world.scheduler.terminate, job, 15) == [Resolve(job, Terminated(15), None)]
     assert world.scheduler.open_jobs == 0
-    assert world.tell(world.scheduler.provide, job, b"late") == []
-    assert world.tell(world.scheduler.finish, job) == []
+    assert world.idle()
 
 
 def test_terminating_a_job_before_its_request_spares_the_child() -> None:
@@ -79,8 +82,6 @@ def test_terminating_a_job_before_its_request_spares_the_child() -> None:
     child = child_of(job)
     assert world.tell(world.scheduler.terminate, job, 15) == [Resolve(job, Terminated(15), child)]
     assert child.state is ChildState.IDLE
-    assert world.tell(world.scheduler.provide, job, b"late") == []
-    assert world.tell(world.scheduler.finish, job) == []
 
 
 def test_terminating_a_job_signals_and_replaces_the_child_that_has_the_request() -> None:
@@ -164,20 +165,14 @@ def test_a_child_that_has_to_end_a_revoked_job_has_its_time_in_a_stop_too() -> N
 
 
 def test_terminating_an_answered_or_closed_job_does_nothing() -> None:
-    world = World(a=kind())
-    job, child = world.send()
+    world = world_of_tracers()
+    job, child, tracer = world.send_traced()
     world.tell(world.scheduler.replied, child, Ok())
+    assert job.state is JobState.ANSWERED
     assert world.tell(world.scheduler.terminate, job, 15) == []
-    assert world.tell(world.scheduler.finish, job) == [Finished(job)]
+    world.tell(world.scheduler.replied, tracer, Traced(id="x"))
+    assert job.state is JobState.CLOSED
     assert world.tell(world.scheduler.terminate, job, 15) == []
-
-
-def test_terminating_a_job_of_the_worker_itself_settles_it() -> None:
-    world = World()
-    job = world.submit("x", None)
-    assert world.tell(world.scheduler.terminate, job, 15) == [Resolve(job, Terminated(15), None)]
-    assert world.tell(world.scheduler.finish, job) == []
-    assert world.scheduler.open_jobs == 0
 
 
 def test_terminating_a_job_whose_child_closed_its_stdout() -> None:

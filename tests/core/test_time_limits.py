@@ -7,7 +7,6 @@ import signal
 import pytest
 
 from celery_subproc_pool.core.actions import (
-    Finished,
     Forget,
     Kill,
     Report,
@@ -46,8 +45,6 @@ def test_a_hard_limit_before_the_request_spares_the_child() -> None:
     assert world.at(5.0) == [Resolve(job, TimedOut(5.0), child)]
     assert child.state is ChildState.IDLE
     assert world.scheduler.open_jobs == 0
-    assert world.tell(world.scheduler.provide, job, b"late") == []
-    assert world.tell(world.scheduler.finish, job) == []
 
 
 NO_ANSWER = (
@@ -106,9 +103,8 @@ def test_kill_grace_follows_cancel_grace() -> None:
 
 def test_a_child_that_has_answered_before_is_not_suspected_of_buffering() -> None:
     world = World(a=kind())
-    job, child = world.send()
+    _, child = world.send()
     world.tell(world.scheduler.replied, child, Ok())
-    world.tell(world.scheduler.finish, job)
     world.send("y", timeout=5.0)
     [report] = reports(world.at(5.0))
     assert report.reason == "its job took longer than 5 s (hard time limit)"
@@ -119,7 +115,7 @@ def test_a_limit_of_a_job_that_was_answered_is_off() -> None:
     job, child = world.send(timeout=5.0, soft_timeout=4.0)
     world.tell(world.scheduler.replied, child, Ok())
     assert world.at(5.0) == []
-    assert world.tell(world.scheduler.finish, job) == [Finished(job)]
+    assert job.state is JobState.CLOSED
 
 
 def test_a_reply_in_the_turn_of_the_limit_wins() -> None:

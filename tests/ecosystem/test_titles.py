@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.basics import DEADLINE
+from tests.support.basics import DEADLINE, python_child
 from tests.support.worker import Project
 
 pytest.importorskip("setproctitle")
@@ -31,3 +31,17 @@ def test_the_titles_of_processes(tmp_path: Path, pool: str, kind: str) -> None:
         # psutil cuts a title at its spaces if it fills all the room that there was.
         titles = sorted(" ".join(child.cmdline()).rstrip() for child in worker.children())
         assert titles == [f"[celeryd: {project.node}:{kind}-{number}]" for number in (1, 2)]
+
+
+def test_the_title_of_a_tracer(tmp_path: Path) -> None:
+    children = {"obeys": {"argv": python_child("obeys"), "tasks": ["do.it"]}}
+    settings = {"children": children, "tracers": {"size": 1}}
+    project = Project(tmp_path, conf={"subproc_pool": settings})
+    with project.worker("-P", "celery_subproc_pool:Pool", "-c", "1") as worker:
+        # It stores this result.
+        project.app.send_task("do.it").get(timeout=DEADLINE, interval=0.02)
+        [tracer] = worker.tracers()
+        title = " ".join(tracer.cmdline()).rstrip()
+        assert title == f"[celeryd: {project.node}:SubprocTracer-1]"
+        [child] = worker.children()
+        assert child.pid != tracer.pid

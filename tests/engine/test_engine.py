@@ -370,9 +370,8 @@ def test_a_reply_before_the_limit_counts_when_the_engine_turns_late(tmp_path: Pa
         wait_for(replied.exists, "the reply")
         # The worker's main thread was busy with something else until after the limit.
         wait_for(lambda: engine.supervisor.wait_time(60.0) == 0.0, "the limit")
-        other = engine.submit("other")
+        other = engine.begin(task_id="other")
         assert answer(engine.outcome_of(job)) == messages.Ok(id="job", result=1)
-        engine.request(other)
         assert answer(engine.outcome_of(other))
 
 

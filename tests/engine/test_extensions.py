@@ -203,7 +203,7 @@ def test_a_job_that_is_terminated_costs_its_child_nothing_if_it_answers(
         job = running.begin("wait_and_answer", "ok", task_id="job")
         running.supervisor.terminate(job, signal.SIGTERM, reason)
         # It is over whatever the child answers, which still holds it until it does.
-        assert running.outcome_of(job) == outcomes.Terminated(signal.SIGTERM)
+        assert running.outcome_of(job) == outcomes.Terminated(signal.SIGTERM, reason)
         running.turn_until(lambda: "job" not in child.jobs, "its answer")
         (tmp_path / "go").touch()
         assert answer(running.outcome_of(other)).id == "other"

@@ -12,7 +12,7 @@ import pytest
 
 from celery_subproc_pool import config
 from celery_subproc_pool.core import outcomes
-from celery_subproc_pool.errors import ConfigError, RequestEncodeError
+from celery_subproc_pool.errors import ConfigError
 from celery_subproc_pool.wire import messages
 from tests.support.basics import echoing, python_child, sh_child
 from tests.support.engine import Engine, answer
@@ -117,16 +117,6 @@ def test_env_and_cwd_are_the_configured_ones(tmp_path: Path) -> None:
     assert isinstance(reply, messages.Ok)
     assert reply.result["cwd"] == str(tmp_path)
     assert reply.result["env"]["FLAVOUR"] == "plum"
-
-
-def test_a_request_that_cannot_be_encoded_keeps_the_child() -> None:
-    with Engine(python_child("obeys")) as engine:
-        before = engine.pids
-        with pytest.raises(RequestEncodeError, match=r"args\[0\]"):
-            engine.run(object())
-        engine.abandon_request()
-        assert answer(engine.run()) == messages.Ok(id="job", result=[])
-        assert engine.pids == before
 
 
 def test_cancelled_in_flight_kills_the_child() -> None:

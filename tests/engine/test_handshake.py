@@ -154,7 +154,7 @@ BOOTING = kind(2, handshake=True, start_timeout=60.0)
 def jobs_without_tracer(world: World, *ids: str) -> list[Job]:
     jobs = []
     for task_id in ids:
-        job = Job(task_id, "task", "a", traced_here=False)
+        job = Job(task_id, "task", "a")
         job.request = b"request"
         world.tell(world.scheduler.submit, job)
         jobs.append(job)
@@ -208,7 +208,7 @@ def test_limits_after_a_handshake_are_not_deferred_for_the_boot() -> None:
     world = World(boot_slowly=True, a=BOOTING)
     child, _ = world.children()
     ready(world, child)
-    job = Job("x", "task", "a", timeout=1.0, traced_here=False)
+    job = Job("x", "task", "a", timeout=1.0)
     job.request = b"request"
     world.tell(world.scheduler.submit, job)
     assert kills(world.at(1.0)) == [signal.SIGKILL]

@@ -56,8 +56,10 @@ def world_of_three(
 
 def reserve(world: World, task_id: str) -> Job:
     """Return a job that the child has, and whose request is about to be written."""
-    job = world.submit(task_id)
-    world.scheduler.provide(job, b"request", world.now)
+    job = Job(task_id, f"task.{task_id}", "a")
+    job.request = b"request"
+    world.note(world.scheduler.submit, job)
+    world.scheduler.dispatch(world.now)
     return job
 
 
@@ -83,7 +85,6 @@ def test_a_child_that_takes_no_more_requests_drains() -> None:
         reply = Ok(id=job.task_id)
         actions = world.tell(world.scheduler.replied, child, reply)
         assert Resolve(job, Answered(reply), child) in actions
-        world.tell(world.scheduler.finish, job)
     assert actions[-1] == CloseStdin(child)
     assert (child.state, child.jobs, child.jobs_done) == (ChildState.STOPPING, {}, 3)
     assert reports(world.tell(world.scheduler.exited, child, 0, READ_ALL)) == []
@@ -106,7 +107,7 @@ def test_a_draining_child_that_exits_has_lost_what_it_has_not_answered() -> None
     assert ends(actions) == [
         Resolve(job, Lost(3, "it closed its stdin"), child) for job in (first, third)
     ]
-    assert second.state is JobState.ANSWERED
+    assert second.state is JobState.CLOSED
     assert reports(actions) == []
     assert world.scheduler.groups["a"].counters.replaced == {model.Cause.EXITED: 1}
 

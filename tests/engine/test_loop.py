@@ -115,7 +115,7 @@ def child() -> Child:
 CHILD = child()
 KILL, CLOSE = Kill(CHILD, 9), CloseStdin(CHILD)
 #: An action that is about no child.
-FINISHED = Finished(Job("x", "task", "a"))
+FINISHED = Finished(Job("x", "task", "a"), None)
 
 
 def fail(error: Exception | None = None) -> None:

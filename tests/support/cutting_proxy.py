@@ -1,4 +1,4 @@
-"""A way to a server that can be cut at any time, as a network does it."""
+"""A way to a server that can be cut or held up at any time, as a network does it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ class CuttingProxy:
         self.port = int(self._listener.getsockname()[1])
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
+        self._flows = threading.Event()
+        self._flows.set()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -24,6 +26,7 @@ class CuttingProxy:
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self.go_on()
         self.cut()
 
     def url(self, url: str) -> str:
@@ -36,6 +39,14 @@ class CuttingProxy:
             for end in self._open:
                 with suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
+
+    def hold(self) -> None:
+        """Pass on nothing until `go_on`; the connections stay open."""
+        self._flows.clear()
+
+    def go_on(self) -> None:
+        """Pass on what was held, and what comes."""
+        self._flows.set()
 
     def _accept(self) -> None:
         while True:
@@ -57,6 +68,7 @@ class CuttingProxy:
     def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
+                self._flows.wait()
                 target.sendall(data)
         for end in (source, target):
             with suppress(OSError):

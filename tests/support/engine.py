@@ -54,7 +54,6 @@ class Engine:
         self.progress: list[tuple[model.Job, dict[str, Any]]] = []
         self.overruled_jobs: list[model.Job] = []
         self.changes: list[actions.Change] = []
-        self.current: model.Job | None = None
         more = {} if environ is None else {"environ": environ}
         self.supervisor = Supervisor(Scheduler({"default": group}, limit or size), self, **more)
 
@@ -72,16 +71,23 @@ class Engine:
 
     # -- performer.Listener
 
-    def accepted(self, job: model.Job, child: model.Child | None, now: float) -> None:
-        self.accepted_pids.setdefault(job, []).append(child.pid if child is not None else None)
+    def accepted(self, job: model.Job, child: model.Child, now: float) -> None:
+        self.accepted_pids.setdefault(job, []).append(child.pid)
 
-    def resolved(self, job: model.Job, outcome: outcomes.Outcome, facts: ChildFacts | None) -> None:
+    def resolved(
+        self,
+        job: model.Job,
+        outcome: outcomes.Outcome,
+        facts: ChildFacts | None,
+        unfinished: bool,
+    ) -> None:
+        assert not unfinished, "no job has a tracer here"
         assert job not in self.outcomes, "a job was resolved twice"
         self.outcomes[job] = outcome
         self.facts[job] = facts
 
-    def finished(self, job: model.Job) -> None:
-        pass
+    def finished(self, job: model.Job, reply: messages.Reply | None) -> None:
+        raise AssertionError("no job has a tracer here")
 
     def soft_timed_out(self, job: model.Job, told: bool) -> None:
         self.soft.append((job, told))
@@ -114,37 +120,28 @@ class Engine:
 
         return wait_for(turned, what)
 
-    def submit(self, task_id: str = "job", soft_timeout: float | None = None) -> model.Job:
-        """Submit a job, without a request yet."""
+    def submit(
+        self, line: bytes, task_id: str = "job", soft_timeout: float | None = None
+    ) -> model.Job:
+        """Submit a job with the request `line`. Return it."""
         job = model.Job(task_id, "some.task", "default", self.timeout, soft_timeout)
+        job.request = line
         self.supervisor.post(self.supervisor.scheduler.submit, job)
         return job
 
-    def request(self, job: model.Job, *args: Any) -> None:
-        """Provide the request of `job`, as its tracer would."""
-        line = messages.encode_request(job.task_id, {"task": job.task_name, "args": args})
-        self.supervisor.post(self.supervisor.scheduler.provide, job, line)
-
     def begin(self, *args: Any, task_id: str = "job", **options: Any) -> model.Job:
-        """Submit a job with its request. Return it."""
-        job = self.current = self.submit(task_id, **options)
-        self.request(job, *args)
-        return job
+        """Submit a job with `args`. Return it."""
+        line = messages.encode_request(task_id, {"task": "some.task", "args": args})
+        return self.submit(line, task_id, **options)
 
     def outcome_of(self, job: model.Job) -> outcomes.Outcome:
-        """Turn the engine until `job` is resolved, and finish it. Return its outcome."""
+        """Turn the engine until `job` is resolved. Return its outcome."""
         self.turn_until(lambda: job in self.outcomes, f"the outcome of {job}")
-        self.supervisor.post(self.supervisor.scheduler.finish, job)
         return self.outcomes[job]
 
     def run(self, *args: Any, task_id: str = "job") -> outcomes.Outcome:
         """Do one job. Return its outcome."""
         return self.outcome_of(self.begin(*args, task_id=task_id))
-
-    def abandon_request(self) -> None:
-        """Finish the current job without a request, as if its tracer had failed."""
-        assert self.current is not None
-        self.supervisor.post(self.supervisor.scheduler.finish, self.current)
 
 
 def exit_status(outcome: outcomes.Outcome) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,6 +31,11 @@ app.conf.broker_connection_retry_on_startup = True
 """
 
 
+#: The program of a tracer.
+TRACER = "celery_subproc_pool.tracer.main"
+#: Its title, where `setproctitle` is installed.
+TRACERS_TITLE = re.compile(r":SubprocTracer-\d+\]")
+
 #: Options that make a worker ready sooner.
 QUICK_START = ("--without-mingle", "--without-gossip")
 
@@ -41,6 +47,7 @@ class Project:
         directory: where.
         broker: the broker's URL; the filesystem transport if None.
         workers_broker: the URL for workers, if they connect in another way.
+        workers_backend: the same for the result backend.
         backend: the result backend's URL; the filesystem backend if None.
         conf: the rest of the configuration.
         code: more Python, after the app is made.
@@ -54,6 +61,7 @@ class Project:
         conf: Mapping[str, Any] | None = None,
         code: str = "",
         workers_broker: str | None = None,
+        workers_backend: str | None = None,
     ) -> None:
         self.directory = directory
         #: The worker's name, so that a remote control command need not wait for others.
@@ -82,7 +90,7 @@ class Project:
         self._write(
             code,
             broker=workers_broker or broker or "filesystem://",
-            backend=backend or results,
+            backend=workers_backend or backend or results,
             conf=full,
         )
 
@@ -204,13 +212,20 @@ class Worker:
         return self.process.wait(DEADLINE)
 
     def children(self) -> list[psutil.Process]:
-        """Return the pool's children: the worker's, without the guardian."""
+        """Return the pool's children: the worker's, without the guardian and without tracers."""
+        return [child for child, words in self._processes() if not _is_helper(words)]
+
+    def tracers(self) -> list[psutil.Process]:
+        """Return the pool's tracers."""
+        return [child for child, words in self._processes() if _is_tracer(words)]
+
+    def _processes(self) -> list[tuple[psutil.Process, list[str]]]:
+        """Return the worker's child processes, each with its command line."""
         found = []
         for child in psutil.Process(self.process.pid).children():
             # It may have just ended.
             with suppress(psutil.Error):
-                if not any(word.endswith("guardian.py") for word in child.cmdline()):
-                    found.append(child)
+                found.append((child, child.cmdline()))
         return found
 
     def stats(self) -> dict[str, Any]:
@@ -221,6 +236,14 @@ class Worker:
         [node] = json.loads(done.stdout[done.stdout.index("{") :]).values()
         pool: dict[str, Any] = node["pool"]
         return pool
+
+
+def _is_tracer(words: list[str]) -> bool:
+    return TRACER in words or any(map(TRACERS_TITLE.search, words))
+
+
+def _is_helper(words: list[str]) -> bool:
+    return _is_tracer(words) or any(word.endswith("guardian.py") for word in words)
 
 
 def _control_terminal() -> None:

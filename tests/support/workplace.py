@@ -47,6 +47,7 @@ class Workplace:
         broker: the broker's name.
         code: added to the project's.
         proxy: the worker's connection to the broker, if that is to be cut.
+        backend_proxy: its connection to the result backend, if that is to be held up.
         conf: added to the configuration.
     """
 
@@ -56,6 +57,7 @@ class Workplace:
         broker: str,
         code: str = "",
         proxy: CuttingProxy | None = None,
+        backend_proxy: CuttingProxy | None = None,
         **conf: Any,
     ) -> None:
         self.log = directory / "jobs.log"
@@ -77,7 +79,8 @@ class Workplace:
         url = BROKERS[broker]
         way = None if proxy is None else proxy.url(url)
         code = (OBSERVED if broker == "redis" else "") + CODE + code
-        self.project = Project(directory, url, BACKEND, full, code, workers_broker=way)
+        stores = None if backend_proxy is None else backend_proxy.url(BACKEND)
+        self.project = Project(directory, url, BACKEND, full, code, way, stores)
         self.app = self.project.app
 
     def send(self, name: str, *steps: list[Any], **options: Any) -> Any:

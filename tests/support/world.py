@@ -6,13 +6,17 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from celery_subproc_pool.core.actions import (
     Action,
     Finished,
+    GoesOn,
     Kill,
     Report,
     Resolve,
     Spawn,
+    StandsStill,
     Started,
     Write,
 )
@@ -21,11 +25,14 @@ from celery_subproc_pool.core.model import (
     Child,
     Group,
     Job,
+    JobState,
     Slot,
+    Tracing,
 )
 from celery_subproc_pool.core.scheduler import Scheduler
-from celery_subproc_pool.settings import ChildSettings
+from celery_subproc_pool.settings import TRACERS, ChildSettings
 from celery_subproc_pool.wire.messages import Ok, Ready
+from celery_subproc_pool.wire.python import Ask
 
 #: An event of the scheduler's. Some have no consequences until jobs are dispatched.
 Event = Callable[..., list[Action] | None]
@@ -36,8 +43,17 @@ STOP_TIMEOUT = 10.0
 BOOT = b"boot"
 READ_NOTHING, READ_ALL = len(BOOT), 10**6
 
+#: The request of a job that has none from its tracer.
+REQUEST = b"request"
+
+#: What is written to a tracer for a job.
+TASK = b"task"
+
 #: The greeting of a child without features.
 READY = Ready(protocol=1)
+
+#: The greeting of a tracer.
+READY_TO_TRACE = Ready(protocol=1, features=("multiplex",))
 
 
 def kind(size: int | None = 1, **settings: Any) -> ChildSettings:
@@ -53,6 +69,7 @@ class World:
         limit: int = 10,
         random: Callable[[], float] = lambda: 1.0,
         boot_slowly: bool = False,
+        on_demand: str = "",
         **kinds: ChildSettings,
     ) -> None:
         #: At 0, children without a handshake have proved themselves.
@@ -62,10 +79,12 @@ class World:
         #: The event that answers a `Write`.
         self.writes = "written"
         self.started: list[Child] = []
+        #: What the log was told of tracers that stand still.
+        self.standstills: list[StandsStill | GoesOn] = []
         self.children_boot_slowly = boot_slowly
         self.scheduler = Scheduler(
             {
-                name: Group(name, settings, settings.size_for(limit))
+                name: Group(name, settings, settings.size_for(limit), on_demand=name == on_demand)
                 for name, settings in kinds.items()
             },
             limit,
@@ -75,12 +94,16 @@ class World:
         self.at(0.0)
 
     def perform(self, actions: list[Action]) -> list[Action]:
-        """Answer each `Spawn` and `Write`. Return all actions that followed, except `Started`."""
+        """Answer each `Spawn` and `Write`. Return all actions that followed, except `Started` and
+        those about tracers that stand still."""
         todo, done = deque(actions), []
         while todo:
             action = todo.popleft()
             if isinstance(action, Started):
                 self.started.append(action.child)
+                continue
+            if isinstance(action, (StandsStill, GoesOn)):
+                self.standstills.append(action)
                 continue
             done.append(action)
             if isinstance(action, Spawn):
@@ -106,9 +129,11 @@ class World:
         return self.perform(event(*arguments, self.now) or [])
 
     def turn(self) -> list[Action]:
-        """End a turn: do what is due, and dispatch."""
-        due = self.perform(self.scheduler.tick(self.now))
-        return due + self.perform(self.scheduler.dispatch(self.now))
+        """End a turn: do what is due, and dispatch until that has no more consequences."""
+        done = self.perform(self.scheduler.tick(self.now))
+        while decided := self.scheduler.dispatch(self.now):
+            done += self.perform(decided)
+        return done
 
     def tell(self, event: Event, *arguments: Any) -> list[Action]:
         """Tell one event that is alone in its turn."""
@@ -119,20 +144,50 @@ class World:
         self.now = now
         return self.turn()
 
-    def submit(self, task_id: str = "x", group: str | None = "a", **limits: float) -> Job:
-        job = Job(task_id, f"task.{task_id}", group, **limits)
+    def submit(
+        self,
+        task_id: str = "x",
+        group: str = "a",
+        tracing: Tracing = Tracing.ALWAYS,
+        **limits: float,
+    ) -> Job:
+        """Submit a job. If it is traced from its beginning, it stays RESERVED: it has no request
+        until its tracer asks."""
+        job = Job(task_id, f"task.{task_id}", group, tracing=tracing, **limits)
+        if tracing is not Tracing.ALWAYS:
+            job.request = REQUEST
         self.tell(self.scheduler.submit, job)
         return job
 
-    def send(self, task_id: str = "x", group: str = "a", **limits: float) -> tuple[Job, Child]:
-        """Submit a job and write its request to a child."""
-        job = self.submit(task_id, group, **limits)
-        child = child_of(job)
-        actions = self.tell(self.scheduler.provide, job, b"request")
-        assert [action for action in actions if not isinstance(action, Spawn)] == [
-            Write(child, job)
-        ]
-        return job, child
+    def send(
+        self,
+        task_id: str = "x",
+        group: str = "a",
+        tracing: Tracing = Tracing.NEVER,
+        **limits: float,
+    ) -> tuple[Job, Child]:
+        """Submit a job whose request is known, and that a child gets at once."""
+        job = self.submit(task_id, group, tracing, **limits)
+        assert job.state is JobState.SENT
+        return job, child_of(job)
+
+    def trace(self, job: Job, request: bytes = TASK) -> Job:
+        """Begin the trace of `job`, and return it."""
+        self.tell(self.scheduler.trace, job, request)
+        return trace_of(job)
+
+    def ask(self, job: Job) -> list[Action]:
+        """Let the tracer of `job` ask for the exchange with its child."""
+        ask = Ask(id=job.task_id, request=msgspec.Raw(REQUEST))
+        return self.tell(self.scheduler.asked, child_of(trace_of(job)), ask)
+
+    def send_traced(self, task_id: str = "x", **limits: float) -> tuple[Job, Child, Child]:
+        """Submit a job, and let its tracer ask. Return the job, its child and its tracer."""
+        job = self.submit(task_id, **limits)
+        trace = self.trace(job)
+        self.ask(job)
+        assert job.state is trace.state is JobState.SENT
+        return job, child_of(job), child_of(trace)
 
     def idle(self) -> bool:
         return self.scheduler.idle
@@ -147,6 +202,11 @@ class World:
 def child_of(job: Job) -> Child:
     assert job.child is not None
     return job.child
+
+
+def trace_of(job: Job) -> Job:
+    assert job.trace is not None
+    return job.trace
 
 
 def kills(actions: list[Action]) -> list[int]:
@@ -187,11 +247,29 @@ def world_of(size: int = 1, **settings: Any) -> World:
     return world
 
 
+def world_of_tracers(
+    children: int = 1, tracers: int = 1, limit: int = 10, most: int = 9, **settings: Any
+) -> World:
+    """Return a world whose jobs can be traced.
+
+    Arguments:
+        children: how many children the group `a` has.
+        tracers: how many tracers there are, all ready.
+        limit: of jobs.
+        most: how many jobs a tracer can have.
+        settings: other settings of the tracers.
+    """
+    settings = {"handshake": True, "max_in_flight": most, "cancel_grace": 3.0, **settings}
+    world = World(limit, a=kind(children), tracers=kind(tracers, **settings))
+    for child in world.children(TRACERS):
+        world.tell(world.scheduler.ready, child, READY_TO_TRACE, None)
+    return world
+
+
 def do(world: World, name: str = "x", **reply: Any) -> tuple[Child, list[Action]]:
     """Do one job. Return its child and the actions of its end."""
-    job, child = world.send(name)
-    actions = world.tell(world.scheduler.replied, child, Ok(**reply))
-    return child, actions + world.tell(world.scheduler.finish, job)
+    _, child = world.send(name)
+    return child, world.tell(world.scheduler.replied, child, Ok(**reply))
 
 
 def successor_of(child: Child) -> Child:

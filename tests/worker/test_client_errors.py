@@ -146,6 +146,7 @@ def test_the_childs_traceback_stands_in_the_results(shared_worker: Place) -> Non
     wait_for(lambda: told in shared_worker.told.read_text().splitlines(), "the signal")
     log = f"[{task_id}] raised unexpected: ChildTaskError('Perl::Err: bad')"
     wait_for(lambda: log in shared_worker.worker.log, "the log")
+    assert "\nat line 3\n" in shared_worker.worker.log.partition(log)[2]
 
 
 def test_events_have_the_same_words(shared_worker: Place) -> None:

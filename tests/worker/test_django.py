@@ -447,6 +447,25 @@ def test_an_external_task_is_sent_when_the_transaction_is_committed(
     assert project.references() == ["A-2"]
 
 
+QUIET = """
+from celery_subproc_pool import SubprocTask
+
+@shared_task(base=SubprocTask, name="billing.note", child="billing", ignore_result=True)
+def note(steps): ...
+"""
+
+
+@pytest.mark.skipif(POOL == "prefork", reason="it has no external children")
+def test_djangos_own_receivers_need_no_tracer(project: DjangoProject) -> None:
+    project.append("orders/tasks.py", QUIET)
+    children = {"billing": {"argv": python_child("obeys"), "tasks": []}}
+    project.append("shop/settings.py", f"CELERY_SUBPROC_POOL = {{'children': {children!r}}}")
+    with project.pool() as worker:
+        sent = project.app.send_task("billing.note", [[["reply", {"result": 1}]]]).id
+        wait_for(partial(_logs, worker, f"Task billing.note[{sent}] succeeded"), "its end")
+        assert not worker.tracers()
+
+
 def test_retries(project: DjangoProject) -> None:
     with project.pool():
         confirm = project.send("confirm", "A-1")

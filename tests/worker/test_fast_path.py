@@ -12,27 +12,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import celery
-import psutil
 import pytest
 from celery import Celery, Task, signals
 from celery._state import get_current_task
 from celery.app.task import Context
 from celery.app.trace import (
     build_tracer,
-    fast_trace_task,
     reset_worker_optimizations,
     setup_worker_optimizations,
 )
+from celery.fixups.django import DjangoWorkerFixup
 from celery.loaders.app import AppLoader
 from celery.loaders.base import BaseLoader
+from celery.utils.dispatch import Signal
 from celery.worker.request import Request
 from kombu.message import Message
 from kombu.serialization import dumps
 
 from celery_subproc_pool import SubprocTask
+from celery_subproc_pool.signals import child_request
+from celery_subproc_pool.tracer.tasks import payload
 from celery_subproc_pool.worker.fast_path import FastPath
 from celery_subproc_pool.worker.requests import deserialized_body
-from celery_subproc_pool.worker.tasks import payload
 from tests.support.basics import CHILDREN, DEADLINE, python_child, wait_for
 from tests.support.worker import Project, Worker
 
@@ -83,12 +84,11 @@ def arguments(app: Celery, *args: Any, **options: Any) -> tuple[Any, ...]:
 
 
 def fast_path(app: Celery) -> FastPath:
-    tracked = {name: bool(task.track_started) for name, task in app.tasks.items()}
-    return FastPath(app, "me@here", tracked)
+    return FastPath(app, "me@here")
 
 
-def is_fast(app: Celery, *args: Any, tells_progress: bool = False, **options: Any) -> bool:
-    return fast_path(app).request_for(arguments(app, *args, **options), tells_progress) is not None
+def is_fast(app: Celery, *args: Any, stores_earlier: bool = False, **options: Any) -> bool:
+    return fast_path(app).request_for(arguments(app, *args, **options), stores_earlier) is not None
 
 
 def test_the_request_is_the_one_that_a_trace_would_make() -> None:
@@ -205,36 +205,7 @@ def test_since_celery_5_7_the_request_says_whether_its_result_is_ignored() -> No
 def test_states_before_the_last_are_stored_by_a_tracer(ignored: bool) -> None:
     app = app_with()
     app.tasks["it"].ignore_result = ignored
-    assert is_fast(app, ignore_result=ignored, tells_progress=True) == ignored
-    app.tasks["it"].track_started = True
-    assert is_fast(app, ignore_result=ignored) == ignored
-
-
-def test_what_is_stored_is_what_a_tracer_stores() -> None:
-    app = app_with(Task, result_extended=True)
-    task = app.tasks["it"]
-    task.ignore_result = False
-    task.run = lambda *args: {"total": 3}
-    options: dict[str, Any] = {"ignore_result": False, "group_id": "g", "parent_id": "p"}
-    given = arguments(app, 1, "two", **options)
-    stored = fast_path(app)
-    request = stored.request_for(given, False)
-    assert request is not None
-    assert request.stores
-    stored.store(request, {"total": 3})
-    ours = dict(app.backend.get_task_meta(given[1]))
-    name, task_id, headers, body, content_type, encoding = arguments(app, 1, "two", **options)
-    setup_worker_optimizations(app, "me@here")
-    try:
-        task.__trace__ = build_tracer(name, task, app=app)
-        fast_trace_task(name, task_id, headers, body, content_type, encoding)
-    finally:
-        reset_worker_optimizations(app)
-    theirs = dict(app.backend.get_task_meta(task_id))
-    for meta in (ours, theirs):
-        del meta["date_done"], meta["task_id"]
-    assert ours == theirs
-    assert ours["result"] == {"total": 3}
+    assert is_fast(app, ignore_result=ignored, stores_earlier=True) == ignored
 
 
 @pytest.mark.parametrize("hook", ["before_start", "on_success", "after_return"])
@@ -310,9 +281,12 @@ def test_the_call_of_a_running_worker_is_celerys_own() -> None:
         reset_worker_optimizations(app)
 
 
-@pytest.mark.parametrize("name", ["task_prerun", "task_postrun", "task_success"])
-def test_signals_are_sent_by_a_tracer(name: str) -> None:
-    signal = getattr(signals, name)
+@pytest.mark.parametrize(
+    "signal",
+    [signals.task_prerun, signals.task_postrun, signals.task_success, child_request],
+    ids=lambda signal: signal.name,
+)
+def test_signals_are_sent_by_a_tracer(signal: Signal) -> None:
     app = app_with()
 
     def receiver(**_: Any) -> None: ...
@@ -324,6 +298,40 @@ def test_signals_are_sent_by_a_tracer(name: str) -> None:
     finally:
         signal.disconnect(receiver)
     assert is_fast(app)
+
+
+def test_djangos_receivers_have_nothing_to_close_after_an_external_task() -> None:
+    app = app_with()
+    found = fast_path(app)
+    # Without Django, which is not installed here.
+    fixup = object.__new__(DjangoWorkerFixup)
+    watched = {
+        signals.task_prerun: fixup.on_task_prerun,
+        signals.task_postrun: fixup.on_task_postrun,
+        signals.worker_process_init: fixup.on_worker_process_init,
+    }
+    for signal, receiver in watched.items():
+        signal.connect(receiver)
+    try:
+        assert found.request_for(arguments(app)) is not None
+    finally:
+        for signal, receiver in watched.items():
+            signal.disconnect(receiver)
+
+
+def test_who_begins_to_watch_in_a_process_that_traces_is_heard() -> None:
+    app = app_with()
+    found = fast_path(app)
+
+    def receiver(**_: Any) -> None: ...
+
+    signals.worker_process_init.connect(receiver, weak=False)
+    try:
+        assert found.request_for(arguments(app)) is None
+        found.tracers_are_silent = True
+        assert found.request_for(arguments(app)) is not None
+    finally:
+        signals.worker_process_init.disconnect(receiver)
 
 
 def test_a_loader_of_ones_own_is_called_by_a_tracer() -> None:
@@ -445,13 +453,13 @@ def shared_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         yield Place(project, worker, notes)
 
 
-def test_success_is_told_without_a_thread(shared_worker: Place, tmp_path: Path) -> None:
+def test_success_is_told_without_a_tracer(shared_worker: Place) -> None:
     place = shared_worker
-    threads = psutil.Process(place.worker.process.pid).num_threads()
+    before = place.worker.stats()["groups"]["tracers"]["jobs"]
     for _ in range(10):
         last = place.send(["reply", {"result": [1, "two"]}])
     place.says(rf"Task do\.ignored\[{last}\] succeeded in [\d.e-]+s: \[1, 'two'\]")
-    assert psutil.Process(place.worker.process.pid).num_threads() == threads
+    assert place.worker.stats()["groups"]["tracers"]["jobs"] == before
 
 
 def test_the_runtime_is_that_of_the_child(shared_worker: Place, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ from celery.contrib.abortable import AbortableAsyncResult, AbortableTask
 
 from celery_subproc_pool import NotInWorkerError, SubprocTask, config
 from celery_subproc_pool.worker.routes import Routes
-from tests.support.basics import DEADLINE, python_child
+from tests.support.basics import DEADLINE, python_child, wait_for
 from tests.support.worker import Project
 
 
@@ -279,7 +280,12 @@ class ContextProject(Project):
                 f"after {name} {result.id} in a context",
                 f"success {name} {result.id} in none",
             ]
+            # The result is stored before the last one of them.
+            wait_for(partial(self.has_noted, len(expected)), "the notes")
         assert self.notes.read_text().splitlines() == expected
+
+    def has_noted(self, lines: int) -> bool:
+        return len(self.notes.read_text().splitlines()) == lines
 
     def check_retry(self, app: Celery) -> None:
         """A retry, which the exchange sends, is one of the task's."""

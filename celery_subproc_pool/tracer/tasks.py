@@ -1,16 +1,15 @@
 """Tasks that run in external children: the base class, and the body that they get.
 
-That body (`run_in_child`) is one exchange with a child. It runs in a tracing thread of the worker.
+That body (`run_in_child`) is one exchange with a child. It runs in a tracer.
 
 Web processes import this module to send tasks: it must not import the engine or `celery.worker`.
 """
 
 from __future__ import annotations
 
-import threading
 from abc import ABCMeta
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from functools import cache, partial
 from typing import Any, Protocol
 
@@ -20,40 +19,55 @@ from celery.states import STARTED
 from celery.utils.log import get_logger
 
 from ..errors import NotInWorkerError
-from ..wire.messages import CancelReason, Reply, encode_request
+from ..signals import child_request
+from ..wire.messages import Reply, encode_request
+from ..wire.python import Exchange
 from .compat import ignores_result
-from .outcome import conclude, throttles_of
+from .conclusion import conclude, throttles_of
 
-__all__ = ("PROGRESS", "Exchange", "SubprocTask", "exchanging", "payload", "run_in_child")
+__all__ = (
+    "CURRENT",
+    "PROGRESS",
+    "JobOfChild",
+    "SubprocTask",
+    "is_declared",
+    "let_child_run",
+    "payload",
+    "register",
+)
 
 logger = get_logger(__name__)
 
 #: The state of a task that has told of its progress, as in Celery's documentation.
 PROGRESS = "PROGRESS"
 
-_current = threading.local()
 
-
-class Exchange(Protocol):
-    """A job that can talk to its child."""
+class JobOfChild(Protocol):
+    """A job whose body is an exchange with an external child."""
 
     #: Celery's id of the task.
     task_id: str
-    #: Its soft time limit, in seconds.
-    soft_timeout: float | None
-    #: Why the child was told to end it; None if it was not.
-    cancelled: CancelReason | None
+    #: What is to be known of the child; None: there is none.
+    facts: Exchange | None
+    #: The task and its request, once a state was stored before the last one.
+    stored: tuple[Task, Context] | None
+    #: The same, once the body of the task was reached.
+    asked: tuple[Task, Context] | None
 
-    @property
-    def pid(self) -> int:
-        """The child's pid."""
+    def exchange(
+        self, line: bytes, on_progress: Callable[[dict[str, Any]], None]
+    ) -> tuple[Reply, float | None]:
+        """Give the request `line` to the child. Meanwhile, call `on_progress` with the progress
+        that the child tells of.
 
-    def exchange(self, line: bytes, on_progress: Callable[[dict[str, Any]], None]) -> Reply:
-        """Give the request `line` to the child, and return its reply. Meanwhile, call
-        `on_progress` with the progress that the child tells of."""
+        Returns:
+            The child's reply; and the soft time limit in seconds, if the child was told that it is
+            over.
+        """
 
-    def storing(self) -> AbstractContextManager[None]:
-        """Let a state before the last one be stored within this context."""
+
+#: The job that the tracer traces in this context.
+CURRENT: ContextVar[JobOfChild | None] = ContextVar("CURRENT", default=None)
 
 
 class _OfItsApp(ABCMeta):
@@ -128,40 +142,17 @@ class SubprocTask(Task, metaclass=_OfItsApp):
         return call(*args, **kwargs)
 
 
-@contextmanager
-def exchanging(job: Exchange) -> Iterator[None]:
-    """Let the task of `job` talk to its child, within this context and in this thread."""
-    _current.job = job
-    try:
-        yield
-    finally:
-        _current.job = None
-
-
 def _request_of_job(task: Task) -> Context | None:
-    """Return the request of `task` for which this thread has a child; None if it has no child.
+    """Return the request of `task` for which there is a child in this context, or None.
 
     It is not always the uppermost one: a ``__call__`` of the app's class may call Celery's own
     `Task.__call__`, and that pushes a request without an id.
     """
-    job: Exchange | None = getattr(_current, "job", None)
+    job = CURRENT.get()
     if job is None:
         return None
     requests = reversed(task.request_stack.stack)
     return next((request for request in requests if request.id == job.task_id), None)
-
-
-@contextmanager
-def _uppermost(task: Task, request: Context) -> Iterator[None]:
-    """Make `request` the current one of `task` within this context."""
-    if request is task.request:
-        yield
-        return
-    task.request_stack.push(request)
-    try:
-        yield
-    finally:
-        task.request_stack.pop()
 
 
 def _not_here(task: Task) -> NotInWorkerError:
@@ -174,55 +165,95 @@ def _not_here(task: Task) -> NotInWorkerError:
     )
 
 
-def run_in_child(
-    task: Task,
-    throttle_max_retries: int | None,
-    track_started: bool,
-    /,
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    """Let a child do the current request of `task`: the body of each task that a group takes.
+class _Registered(SubprocTask):
+    """A task that no code of the project declares: the settings or the children have named it."""
 
-    Arguments:
-        task: the task.
-        throttle_max_retries: how often it may be throttled; None is without limit.
-        track_started: whether its state is to be STARTED while it runs.
-        args, kwargs: the task's own.
+    abstract = True
+
+
+def register(app: Celery, name: str) -> None:
+    """Register a task that no code of the project declares."""
+    # With `app`, the task derives from the app's own task class, as a declared one.
+    facts: dict[str, Any] = {"name": name, "app": app}
+    app.register_task(type("Registered", (_Registered,), facts)())
+
+
+def is_declared(task: Task) -> bool:
+    """Return whether code of the project declares `task`."""
+    return not isinstance(task, _Registered)
+
+
+def let_child_run(task: Task) -> None:
+    """Make the exchange with a child the body of `task`.
+
+    With `autoretry_for`, `task.run` is Celery's wrapper of `_orig_run` (celery/app/autoretry.py):
+    keep the wrapper.
+    """
+    # Celery's tracer would store STARTED with the tracer's pid.
+    task.track_started = False
+    body = partial(_run_in_child, task)
+    if hasattr(task, "_orig_run"):
+        task._orig_run = body
+    else:
+        task.run = body
+
+
+def _run_in_child(task: Task, /, *args: Any, **kwargs: Any) -> Any:
+    """Let a child do the current request of `task`, whose own arguments these are.
 
     Returns:
         The result.
 
     Raises:
-        NotInWorkerError: this is not a worker with children.
-        Exception: as `outcome.conclude`, `jobs.PoolJob.exchange` and `messages.encode_request`.
+        NotInWorkerError: this is no job of an external child.
+        Exception: as `conclusion.conclude`, `JobOfChild.exchange` and `messages.encode_request`.
     """
-    request = _request_of_job(task)
-    if request is None:
+    request, job = _request_of_job(task), CURRENT.get()
+    if request is None or job is None or job.facts is None:
         raise _not_here(task)
-    job: Exchange = _current.job
     if request.retries is None:
         # Foreign producers send null, and Celery adds to it.
         request.retries = 0
-    with _uppermost(task, request):
-        if track_started:
-            _store(task, job, STARTED, {"pid": job.pid, "hostname": request.hostname})
-        message = payload(task.name, vars(request), request.headers or {}, args, kwargs)
-        line = encode_request(job.task_id, message)
-        reply = job.exchange(line, partial(_store_progress, task, job))
-        over = job.soft_timeout if job.cancelled is CancelReason.SOFT_TIME_LIMIT else None
-        return conclude(task, reply, throttle_max_retries, over)
+    job.asked = task, request
+    if request is task.request:
+        return _exchange(task, request, job, job.facts, args, kwargs)
+    task.request_stack.push(request)
+    try:
+        return _exchange(task, request, job, job.facts, args, kwargs)
+    finally:
+        task.request_stack.pop()
 
 
-def _store(task: Task, job: Exchange, state: str, meta: dict[str, Any]) -> None:
+def _exchange(
+    task: Task,
+    request: Context,
+    job: JobOfChild,
+    facts: Exchange,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Let a child do `request`, which is the current one of `task`."""
+    if facts.tracked:
+        _store(task, job, STARTED, {"pid": facts.pid, "hostname": request.hostname})
+    # A copy: what receivers add is for the child, not for a retry of the task.
+    headers = dict(request.headers or {})
+    child_request.send(sender=task, task_id=job.task_id, headers=headers)
+    message = payload(task.name, vars(request), headers, args, kwargs)
+    line = encode_request(job.task_id, message)
+    reply, over = job.exchange(line, partial(_store_progress, task, job))
+    return conclude(task, reply, facts.throttle_max_retries, over)
+
+
+def _store(task: Task, job: JobOfChild, state: str, meta: dict[str, Any]) -> None:
     """Store `state` of the current request of `task`, unless its result is ignored: the state would
     stay forever."""
-    if not ignores_result(task, vars(task.request)):
-        with job.storing():
-            task.update_state(state=state, meta=meta)
+    request = task.request
+    if not ignores_result(task, vars(request)):
+        job.stored = task, request
+        task.update_state(state=state, meta=meta)
 
 
-def _store_progress(task: Task, job: Exchange, meta: dict[str, Any]) -> None:
+def _store_progress(task: Task, job: JobOfChild, meta: dict[str, Any]) -> None:
     try:
         _store(task, job, PROGRESS, meta)
     except Exception as exc:

@@ -1,0 +1,1 @@
+"""A tracer by itself: what it reads and what it writes."""
