@@ -261,16 +261,16 @@ class Worker:
 
 def _is_helper(process: psutil.Process) -> bool:
     """Return whether it is our guardian or a tracer."""
-    try:
-        return _is_guardian(process) or "celery_subproc_pool.tracer.main" in process.cmdline()
-    except psutil.Error:
-        # It has just ended.
-        return True
+    return _runs(process, "guardian.py") or _runs(process, "celery_subproc_pool.tracer.main")
 
 
 def _is_guardian(process: psutil.Process) -> bool:
+    return _runs(process, "guardian.py")
+
+
+def _runs(process: psutil.Process, program: str) -> bool:
     try:
-        return any(word.endswith("guardian.py") for word in process.cmdline())
+        return any(word.endswith(program) for word in process.cmdline())
     except psutil.Error:
         # It has just ended.
         return False

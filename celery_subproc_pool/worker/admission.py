@@ -1,6 +1,6 @@
 """Prepares a job for the engine: which group does it, how long it may take, what its child reads.
 
-All of it runs on the thread that calls `apply_async`.
+`trace_request` is called on the engine's thread, all else on the one that calls `apply_async`.
 """
 
 from __future__ import annotations

@@ -160,9 +160,9 @@ def acknowledge_early(job: Any) -> None:
 def store_revoked_again(job: Any) -> None:
     """Store the state REVOKED of `job`, a `jobs.PoolJob`, once more, if it is revoked.
 
-    Celery stores it before it tells the pool (`Request.terminate`). At that moment the tracing
-    thread may be about to store an earlier state, or a Python child its own result. Only the state
-    is stored again: the rest of `mark_as_revoked`, such as telling a chord, is done.
+    Celery stores it before it tells the pool (`Request.terminate`). At that moment a Python child
+    may be about to store its own result. Only the state is stored again: the rest of
+    `mark_as_revoked`, such as telling a chord, is done.
     """
     request = _request_of(job.callbacks.error_callback)
     if request is not None and request._already_revoked and request.store_errors:
