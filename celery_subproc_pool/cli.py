@@ -18,7 +18,7 @@ from celery.signals import worker_init
 
 from . import PACKAGE, config
 from .errors import ConfigError
-from .settings import PYTHON, ROOT
+from .settings import ASYNCIO, PYTHON, ROOT
 from .worker import banner, control
 
 __all__ = ("POOL_NAMES", "add_pool_names", "subproc")
@@ -78,15 +78,20 @@ def check(ctx: click.Context) -> None:
         routes = Routes(app, settings)
         if routes.need_python_children:
             launch.check_executable(settings.python)
+        if routes.need_asyncio_children:
+            launch.check_executable(settings.asyncio, ASYNCIO)
     except ConfigError as exc:
         raise click.ClickException(str(exc)) from None
     for name, child in settings.children.items():
         _show(name, child.command, child.size, banner.external_tasks(name, child, routes.external))
     if routes.need_python_children:
-        tasks = routes.without or ["any task"]
+        tasks = routes.synchronous or ["any task"]
         _show(PYTHON, launch.command(settings.python), settings.python.size, tasks)
     else:
         click.echo(f"{PYTHON}: no child, as no task needs one")
+    if routes.need_asyncio_children:
+        aio = settings.asyncio
+        _show(ASYNCIO, launch.command(aio, ASYNCIO), aio.size or 1, routes.asynchronous)
 
 
 def _show(name: str, command: Sequence[str], size: int | None, tasks: Iterable[str]) -> None:

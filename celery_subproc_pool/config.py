@@ -10,6 +10,7 @@ environment.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ import msgspec
 
 from .errors import ConfigError
 from .settings import (
+    ASYNCIO,
     ENVIRONMENT_VARIABLE,
     LEFTOVERS_CHOICES,
     PYTHON,
@@ -28,6 +30,7 @@ from .settings import (
     ROOT,
     STDERR_CHOICES,
     TRACERS,
+    AsyncioSettings,
     ChildSettings,
     CommonSettings,
     PoolSettings,
@@ -42,10 +45,14 @@ __all__ = ("load",)
 _ONLY_GROUP = "default"
 
 #: What the setting may hold, unless it is the short form for one kind of child.
-_MAPPINGS = ("children", "python", "tracers")
+_MAPPINGS = ("children", "python", "asyncio", "tracers")
 
 #: Whose the names are that no group of external children may have.
-_RESERVED = {PYTHON: "the Python children, which have", TRACERS: "the tracers, which have"}
+_RESERVED = {
+    PYTHON: "the Python children, which have",
+    ASYNCIO: "the asyncio children, which have",
+    TRACERS: "the tracers, which have",
+}
 
 _Settings = TypeVar("_Settings", bound=msgspec.Struct)
 
@@ -80,6 +87,7 @@ def load(setting: Any, environ: Mapping[str, str] = os.environ) -> PoolSettings:
     return PoolSettings(
         children=_children(path, setting.get("children", {}), environ),
         python=_python(f"{path}.python", setting.get("python", {}), environ),
+        asyncio=_asyncio(f"{path}.asyncio", setting.get("asyncio", {}), environ),
         tracers=_tracers(f"{path}.tracers", setting.get("tracers", {})),
     )
 
@@ -121,6 +129,16 @@ def _python(path: str, value: Any, environ: Mapping[str, str]) -> PythonSettings
     return python
 
 
+def _asyncio(path: str, value: Any, environ: Mapping[str, str]) -> AsyncioSettings:
+    settings = _converted(path, value, AsyncioSettings)
+    _check_common(path, settings)
+    _check_interpreter(path, settings, environ)
+    _check_replay(path, settings)
+    _check_lifespan(path, settings)
+    _check_uvloop(path, settings)
+    return settings
+
+
 def _tracers(path: str, value: Any) -> TracerSettings:
     tracers = _converted(path, value, TracerSettings)
     _check_common(path, tracers)
@@ -134,8 +152,9 @@ def _check_short_form(path: str, setting: Mapping[str, Any]) -> None:
     both = [key for key in _MAPPINGS if key in setting]
     if both:
         raise ConfigError(
-            f"{path}: expected either 'argv', for one kind of child, or 'children', 'python'"
-            f" and 'tracers', got 'argv' and {both[0]!r}: put 'argv' into {path}.children.<name>"
+            f"{path}: expected either 'argv', for one kind of child, or 'children',"
+            f" 'python', 'asyncio' and 'tracers', got 'argv' and {both[0]!r}: put 'argv' into"
+            f" {path}.children.<name>"
         )
 
 
@@ -143,8 +162,8 @@ def _check_names(path: str, setting: Mapping[Any, Any]) -> None:
     for key in setting:
         if key not in _MAPPINGS:
             raise ConfigError(
-                f"{path}.{_step(key)}: no such setting; expected 'children', 'python' and"
-                " 'tracers', or 'argv' and the other settings of one kind of child"
+                f"{path}.{_step(key)}: no such setting; expected 'children', 'python',"
+                " 'asyncio' and 'tracers', or 'argv' and the other settings of one kind of child"
             )
 
 
@@ -238,6 +257,19 @@ def _check_interpreter(path: str, python: PythonSettings, environ: Mapping[str, 
 def _check_replay(path: str, python: PythonSettings) -> None:
     for number, name in enumerate(python.replay):
         _check_choice(f"{path}.replay[{number}]", name, REPLAYABLE)
+
+
+def _check_lifespan(path: str, settings: AsyncioSettings) -> None:
+    name = settings.lifespan
+    if name is not None and not re.fullmatch(r"[\w.]+:[\w.]+", name):
+        raise ConfigError(f"{path}.lifespan: expected 'module:name', got {name!r}")
+
+
+def _check_uvloop(path: str, settings: AsyncioSettings) -> None:
+    # Whether another interpreter has it, its children say at their start.
+    own = settings.executable is None
+    if settings.uvloop and own and importlib.util.find_spec("uvloop") is None:
+        raise ConfigError(f"{path}.uvloop: expected that uvloop is installed, it is not")
 
 
 def _check_choice(path: str, value: str, choices: tuple[str, ...]) -> None:

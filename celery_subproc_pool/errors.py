@@ -8,6 +8,7 @@ __all__ = (
     "CallError",
     "ChildTaskError",
     "ConfigError",
+    "CoroutineCancelledError",
     "JobAbandoned",
     "NotInWorkerError",
     "PoisonousTaskError",
@@ -54,6 +55,14 @@ class TaskMemoryError(SubprocPoolError):
 
 class NotInWorkerError(SubprocPoolError):
     """A task that runs in an external child was called outside a worker that has such children."""
+
+
+class CoroutineCancelledError(SubprocPoolError):
+    """The coroutine of a task was cancelled, but not by a time limit or a revoke.
+
+    It takes the place of `asyncio.CancelledError`, which is no `Exception`: Celery's tracer would
+    store nothing.
+    """
 
 
 class PoisonousTaskError(SubprocPoolError):

@@ -20,6 +20,7 @@ from typing import Annotated
 import msgspec
 
 __all__ = (
+    "ASYNCIO",
     "BOOTSTEPS",
     "CELERY_PREFIX",
     "ENVIRONMENT_VARIABLE",
@@ -29,6 +30,8 @@ __all__ = (
     "ROOT",
     "STDERR_CHOICES",
     "TRACERS",
+    "UNBOUNDED",
+    "AsyncioSettings",
     "ChildSettings",
     "CommonSettings",
     "PoolSettings",
@@ -51,6 +54,9 @@ CELERY_PREFIX = "celery."
 #: The name of the group of Python children.
 PYTHON = "python"
 
+#: The name of the group of asyncio children.
+ASYNCIO = "asyncio"
+
 #: The name of the group of tracers.
 TRACERS = "tracers"
 
@@ -72,6 +78,9 @@ REPLAYABLE = (
     BOOTSTEPS,
     "celeryd_after_setup",
 )
+
+#: More jobs than a worker has at a time.
+UNBOUNDED = 1_000_000
 
 #: A hundred years in seconds. More is a mistake, and overflows clocks.
 _MAX_SECONDS = 100 * 365 * 86400.0
@@ -216,6 +225,42 @@ class PythonSettings(CommonSettings, frozen=True, forbid_unknown_fields=True, kw
         )
 
 
+class AsyncioSettings(PythonSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The asyncio children, which run the project's ``async def`` tasks: ``subproc_pool.asyncio``.
+
+    They have the settings of Python children, too.
+    """
+
+    #: The number of children. None: one.
+    size: Count | None = None
+    #: The most jobs that one of them has at a time. None: as many as the concurrency allows.
+    max_in_flight: Count | None = None
+    #: Seconds that a coroutine has to end after it was cancelled: by a hard limit, a revoke, a cold
+    #: shutdown. Its child is replaced then.
+    cancel_grace: Positive = 5.0
+    #: Seconds that code may hold up the event loop until the log says so.
+    slow_callback: Positive = 1.0
+    #: An asynchronous context manager of the project: ``"proj.aio:lifespan"``. Each child enters it
+    #: before its first job, and leaves it at its end.
+    lifespan: Text | None = None
+    #: Whether the event loop is uvloop's.
+    uvloop: bool = False
+
+    def as_child(self, argv: tuple[str, ...]) -> ChildSettings:
+        """Return the settings as those of a group whose children are started with `argv`.
+
+        The worker's limit of jobs, which may change, bounds their jobs, too.
+        """
+        child = super().as_child(argv)
+        return msgspec.structs.replace(
+            child,
+            size=self.size or 1,
+            max_in_flight=self.max_in_flight or UNBOUNDED,
+            cancel_grace=self.cancel_grace,
+            soft_timeout_signal=None,
+        )
+
+
 class TracerSettings(CommonSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The tracers, which run Celery's tracer for external tasks: ``subproc_pool.tracers``."""
 
@@ -251,6 +296,7 @@ class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     children: dict[str, ChildSettings] = {}
     python: PythonSettings = PythonSettings()
+    asyncio: AsyncioSettings = AsyncioSettings()
     tracers: TracerSettings = TracerSettings()
 
 

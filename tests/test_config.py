@@ -245,20 +245,20 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a string": ("cat", ": expected a mapping, got 'cat'"),
     "an unknown name": (
         {"child": {}},
-        ".child: no such setting; expected 'children', 'python' and 'tracers', or"
+        ".child: no such setting; expected 'children', 'python', 'asyncio' and 'tracers', or"
         " 'argv' and the other"
         " settings of one kind of child",
     ),
     "an unknown name beside children": (
         {"children": {}, "size": 1},
-        ".size: no such setting; expected 'children', 'python' and 'tracers', or"
+        ".size: no such setting; expected 'children', 'python', 'asyncio' and 'tracers', or"
         " 'argv' and the other"
         " settings of one kind of child",
     ),
     "children beside argv": (
         {"argv": ["cat"], "children": {}},
-        ": expected either 'argv', for one kind of child, or 'children', 'python' and"
-        " 'tracers', got 'argv'"
+        ": expected either 'argv', for one kind of child, or 'children', 'python',"
+        " 'asyncio' and 'tracers', got 'argv'"
         " and 'children': put 'argv' into subproc_pool.children.<name>",
     ),
     "children of None": (

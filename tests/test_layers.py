@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core": {"errors", "settings", "wire"},
     "engine": {"core", "errors", "wire"},
     "python_child": {"errors", "serve", "settings", "wire"},
+    "asyncio_child": {"errors", "python_child", "serve", "wire"},
     "tracer": {"errors", "python_child", "serve", "signals", "wire"},
     "worker": {"config", "core", "engine", "errors", "python_child", "settings", "tracer", "wire"},
     "cli": {"config", "errors", "settings", "tables", "worker"},
@@ -42,9 +43,10 @@ MAY_USE: dict[str, set[str]] = {
     "wire": {"msgspec"},
     "core": {"msgspec"},
     "engine": {"psutil"},
-    "python_child": {"billiard", "celery", "click", "kombu", "msgspec"},
+    "python_child": {"billiard", "celery", "click", "greenlet", "kombu", "msgspec"},
+    "asyncio_child": {"billiard", "celery", "greenlet", "uvloop"},
     "tracer": {"billiard", "celery", "greenlet"},
-    "worker": {"billiard", "celery", "click", "kombu"},
+    "worker": {"billiard", "celery", "click", "kombu", "msgspec"},
     "cli": {"celery", "click"},
 }
 

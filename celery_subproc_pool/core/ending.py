@@ -115,6 +115,9 @@ class Ending:
     def time_out_softly(self, child: Child, job: Job, now: float) -> list[Action]:
         """The soft limit of `job` is over."""
         sent = job.state is JobState.SENT
+        if sent and child.cancels and not child.group.ends_at_soft_limit:
+            told = Cancel(child, job, CancelReason.SOFT_TIME_LIMIT)
+            return [told, SoftTimeout(job, child, None)]
         if sent and child.cancels:
             cancel = self._cancel(child, job, CancelReason.SOFT_TIME_LIMIT, now)
             return [*cancel, SoftTimeout(job, child, None)]

@@ -342,6 +342,8 @@ class Group:
         decode: makes a message of a child's line, or raises `ProtocolFault`.
         withheld: names of the worker's environment variables that its children do not get.
         on_demand: whether it spawns no child until a job waits for one.
+        ends_at_soft_limit: whether a child that can cancel has to end a job at its soft limit. If
+            not, the job may go on until its hard limit.
     """
 
     name: str
@@ -351,6 +353,7 @@ class Group:
     decode: Callable[[bytes], Message | Ask] = decode_reply
     withheld: frozenset[str] = frozenset()
     on_demand: bool = False
+    ends_at_soft_limit: bool = True
 
     slots: list[Slot] = field(default_factory=list, init=False)
     #: By number: all that are not gone, those that are being stopped included.

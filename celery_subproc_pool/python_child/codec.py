@@ -24,6 +24,7 @@ from ..wire.json_lines import encode
 from ..wire.python import (
     Exchange,
     Notice,
+    Order,
     Raised,
     Returned,
     TaskMessage,
@@ -112,7 +113,7 @@ def _text_or_bytes(body: Any, content_encoding: str | None) -> tuple[str | None,
     return None, data
 
 
-def task_arguments(request: TaskRequest | Notice) -> tuple[Any, ...]:
+def task_arguments(request: TaskRequest | Notice | Order) -> tuple[Any, ...]:
     """Return the arguments for the tracer, as `encode_task` got them."""
     message = request.payload
     assert message is not None

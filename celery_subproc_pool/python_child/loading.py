@@ -14,6 +14,7 @@ import pickle
 import runpy
 import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
 from billiard import process as billiard_process
@@ -27,6 +28,7 @@ from ..settings import BOOTSTEPS
 from ..wire.python import Boot
 from .compat import block_joins, install_fixups
 from .configuration import take_over
+from .coroutines import await_tasks, run_to_end
 from .forks import let_copies_end
 from .recipes import make_task
 from .replay import Replay
@@ -43,7 +45,13 @@ _alive: list[Replay] = []
 _RESET = ("SIGTERM", "SIGHUP", "SIGTTIN", "SIGTTOU", "SIGUSR1")
 
 
-def load(boot: Boot, name: str, slot: int, first: bool = False) -> Celery:
+def load(
+    boot: Boot,
+    name: str,
+    slot: int,
+    first: bool = False,
+    prepare: Callable[[Celery], None] | None = None,
+) -> Celery:
     """Load the project and set up this process for it.
 
     Arguments:
@@ -51,6 +59,8 @@ def load(boot: Boot, name: str, slot: int, first: bool = False) -> Celery:
         name: of this kind of process.
         slot: this child's place in its group, from 0.
         first: whether this child logs what is odd about the project. One does, for all.
+        prepare: is called before Celery's tracers are built; by default, it lets coroutines run to
+            their end.
 
     Returns:
         The project's app.
@@ -68,6 +78,7 @@ def load(boot: Boot, name: str, slot: int, first: bool = False) -> Celery:
     replay = Replay(app, boot.hostname, boot.prelude)
     _set_up(app, boot, replay, first)
     _alive.append(replay)
+    (prepare or _let_coroutines_run)(app)
     for name, task in app.tasks.items():
         task.__trace__ = trace.build_tracer(name, task, app.loader, boot.hostname, app=app)
     signals.worker_process_init.send(sender=boot.hostname)
@@ -76,6 +87,11 @@ def load(boot: Boot, name: str, slot: int, first: bool = False) -> Celery:
     reset_signals()
     let_copies_end()
     return app
+
+
+def _let_coroutines_run(app: Celery) -> None:
+    # Hooks may be coroutine functions: tasks that are run in asyncio children.
+    await_tasks(app, run_to_end)
 
 
 def _set_up(app: Celery, boot: Boot, replay: Replay, first: bool) -> None:

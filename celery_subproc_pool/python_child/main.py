@@ -47,13 +47,16 @@ def _child(*arguments: Any) -> Server:
     return Child(*arguments)
 
 
-def boot_and_serve(name: str, make: Callable[..., Server]) -> NoReturn:
+def boot_and_serve(
+    name: str, make: Callable[..., Server], prepare: Callable[[Any], None] | None = None
+) -> NoReturn:
     """Boot, then serve jobs until stdin ends.
 
     Arguments:
         name: of this kind of process, for logs and `ps`.
         make: is called when the project is loaded, with the app, the boot line, the stream of
             requests and the descriptor for replies. What it returns serves.
+        prepare: is called with the app before Celery's tracers are built.
     """
     requests, replies = take_wire()
     stdout, stderr = _inherited(STDOUT), _inherited(STDERR)
@@ -63,12 +66,12 @@ def boot_and_serve(name: str, make: Callable[..., Server]) -> NoReturn:
         from . import loading
 
         first = os.environ.pop(FIRST, None) is not None
-        app = loading.load(boot, name, int(os.environ.get(SLOT, "0")), first)
+        app = loading.load(boot, name, int(os.environ.get(SLOT, "0")), first, prepare)
+        child = make(app, boot, requests, replies)
     except Exception as exc:
         _say(replies, status="fatal", message=_why(exc))
         sys.exit(1)
     _take_over(stdout, stderr)
-    child = make(app, boot, requests, replies)
     try:
         _say(replies, status="ready", protocol=1, pid=os.getpid(), features=child.features)
     except BrokenPipeError:

@@ -14,7 +14,7 @@ from celery.app import trace as celerys_trace
 from celery.exceptions import TaskRevokedError
 from celery.states import REVOKED
 from celery.utils.log import get_logger
-from greenlet import getcurrent, greenlet
+from greenlet import getcurrent
 
 from ..python_child.codec import End, encode_end, task_arguments
 from ..python_child.exits import leave
@@ -24,7 +24,7 @@ from ..wire.messages import Feature
 from ..wire.python import SILENT, Boot, Notice, Released, decode_notice
 from .compat import ignores_result, is_observed, may_be_observed, own_headers
 from .tasks import let_child_run, register
-from .traces import Trace
+from .traces import ExternalTrace
 
 __all__ = ("Tracer",)
 
@@ -52,9 +52,9 @@ class Tracer:
         self._pid = os.getpid()
         self._loop = getcurrent()
         #: By the ids of their jobs: those that wait for news from their child.
-        self._waiting: dict[str, Trace] = {}
+        self._waiting: dict[str, ExternalTrace] = {}
         #: Greenlets for the next traces.
-        self._idle: list[greenlet] = []
+        self._idle: list[Any] = []
         # `app.tasks` takes a lock: not for each job.
         self._tasks = app.tasks
         #: By name: tasks whose body is the exchange with a child.
@@ -119,7 +119,7 @@ class Tracer:
             trace.abandon()
             self._release(trace, notice.abandon)
         else:
-            trace.hear(notice)
+            trace.go_on(notice)
             self._look_at(trace)
 
     def _begin(self, notice: Notice) -> None:
@@ -129,12 +129,12 @@ class Tracer:
         headers["headers"] = own_headers(headers)
         if notice.exchange is not None:
             self._bind(arguments[0])
-        trace = Trace(arguments, notice.exchange, self._send)
+        trace = ExternalTrace(arguments, notice.exchange, self._send)
         self._waiting[notice.id] = trace
         trace.begin(self._idle)
         self._look_at(trace)
 
-    def _look_at(self, trace: Trace) -> None:
+    def _look_at(self, trace: ExternalTrace) -> None:
         """Reply if `trace` has ended."""
         if trace.over:
             del self._waiting[trace.task_id]
@@ -146,7 +146,7 @@ class Tracer:
         flush_prints()
         self._send(encode_end(self._app, task_id, end))
 
-    def _release(self, trace: Trace, revoked: bool) -> None:
+    def _release(self, trace: ExternalTrace, revoked: bool) -> None:
         """Tell that the job of `trace`, which was abandoned, stores no more states."""
         del self._waiting[trace.task_id]
         # Code of the task may have caught the abandonment, and Celery has stored an end then.

@@ -1,43 +1,25 @@
-"""A trace: Celery's tracer, in a greenlet that gives up the processor where the body would run.
-
-Celery's tracer is one synchronous function with the body of the task in its middle. The greenlet of
-a trace runs it. The body switches to the tracer's loop, its parent, and the loop switches back when
-there is news from the child. Celery keeps its stacks of current tasks by greenlet
-(celery/utils/threads.py, 5.3 to 5.7).
-"""
+"""The trace of an external task: its greenlet waits while the child works."""
 
 from __future__ import annotations
 
-import contextvars
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-from billiard.einfo import ExceptionInfo
-from billiard.exceptions import SoftTimeLimitExceeded, WorkerLostError
+from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Task
 from celery.app.task import Context
-from celery.app.trace import fast_trace_task
-from greenlet import getcurrent, greenlet
 
-from ..errors import JobAbandoned, ProtocolFault, SubprocPoolError
-from ..python_child.codec import End, escaped_end
+from ..errors import ProtocolFault, SubprocPoolError
+from ..python_child.traces import Trace
 from ..wire.messages import Reply
 from ..wire.python import Exchange, Notice, encode_ask
 from .tasks import CURRENT
 
-__all__ = ("Trace",)
+__all__ = ("ExternalTrace",)
 
 
-#: Greenlets that are kept for the next traces. Each takes about 20 kB.
-MOST_IDLE = 64
-
-
-class Trace:
+class ExternalTrace(Trace):
     """One job of an external child: a `tasks.JobOfChild`.
-
-    `begin`, `hear` and `abandon` are called in the greenlet of the tracer's loop. They return when
-    the trace waits for the next news, or is over.
 
     Arguments:
         arguments: Celery's tracer's.
@@ -48,45 +30,19 @@ class Trace:
     def __init__(
         self, arguments: tuple[Any, ...], exchange: Exchange | None, send: Callable[[bytes], None]
     ) -> None:
-        self.task_id: str = arguments[1]
-        self.title = f"{arguments[0]}[{arguments[1]}]"
+        super().__init__(arguments)
         #: What is to be known of the child.
         self.facts = exchange
         self.stored: tuple[Task, Context] | None = None
         self.asked: tuple[Task, Context] | None = None
-        #: How it ended; None if it was abandoned, or has not ended.
-        self.end: End | None = None
-        self.over = False
-        self._arguments = arguments
         self._send = send
         self._asked = False
-
-    def begin(self, idle: list[greenlet]) -> None:
-        """Begin, in one of the `idle` greenlets, which it goes back to at the end."""
-        self._greenlet = idle.pop() if idle else _new_greenlet(idle)
-        self._greenlet.switch(self)
-
-    def hear(self, notice: Notice) -> None:
-        """Go on with `notice`."""
-        self._greenlet.switch(notice)
-
-    def abandon(self) -> None:
-        """Unwind: the job has ended in another way."""
-        self._greenlet.throw(JobAbandoned())
 
     def run(self) -> None:
         """Trace the job."""
         if self.facts is not None:
             CURRENT.set(self)
-        try:
-            self.end = End(False, fast_trace_task(*self._arguments))
-        except JobAbandoned:
-            pass
-        except Exception:
-            self.end = escaped_end()
-        except BaseException as exc:
-            # A hook has called `sys.exit`. On prefork, it would have ended its process.
-            self.end = _lost(exc)
+        super().run()
 
     def exchange(
         self, line: bytes, on_progress: Callable[[dict[str, Any]], None]
@@ -106,10 +62,8 @@ class Trace:
             )
         self._asked = True
         self._send(encode_ask(self.task_id, line))
-        loop = self._greenlet.parent
-        assert loop is not None
         while True:
-            notice: Notice = loop.switch()
+            notice: Notice = self.wait()
             if notice.progress is not None:
                 on_progress(notice.progress)
             elif notice.answer is not None:
@@ -120,31 +74,3 @@ class Trace:
         if answer.reply is None:
             raise SoftTimeLimitExceeded(answer.over)
         return answer.reply, answer.over
-
-
-def _new_greenlet(idle: list[greenlet]) -> greenlet:
-    made = greenlet(partial(_run_traces, idle))
-    # Without this, the context would be empty: what was set when the process began counts.
-    made.gr_context = contextvars.copy_context()
-    return made
-
-
-def _run_traces(idle: list[greenlet], trace: Trace) -> None:
-    """Run one trace after the other, each in a context of its own. To make a greenlet for each
-    costs as much as a tenth of a trace."""
-    own = getcurrent()
-    assert own.parent is not None
-    while True:
-        contextvars.copy_context().run(trace.run)
-        trace.over = True
-        if len(idle) >= MOST_IDLE:
-            return
-        idle.append(own)
-        trace = own.parent.switch()
-
-
-def _lost(exc: BaseException) -> End:
-    try:
-        raise WorkerLostError(f"Worker exited prematurely: {exc!r}")
-    except WorkerLostError:
-        return End(True, ExceptionInfo())

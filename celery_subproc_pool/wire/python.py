@@ -5,6 +5,9 @@ They are private: the worker and its Python children have the same release of th
 child reads one `Boot`, says that it is ready as any child with a handshake does, then reads a
 `TaskRequest` and writes a `Traced` or a `Returned` for each job.
 
+An asyncio child reads an `Order` instead. It writes a `Traced`, or a `Released` if it had to end
+the job.
+
 A tracer reads a `Notice` instead, and another one for each thing that happens to the job. It writes
 an `Ask` when the trace comes to the body of the task, and a `Traced` or a `Released` at the end.
 
@@ -18,15 +21,17 @@ from typing import Any
 import msgspec
 
 from .json_lines import decode_line, encode
-from .messages import Error, Ignore, Ok, Reject, Reply, Retry, Throttled
+from .messages import CancelReason, Error, Ignore, Ok, Reject, Reply, Retry, Throttled
 
 __all__ = (
     "SILENT",
     "Answer",
     "Ask",
+    "AsyncioBoot",
     "Boot",
     "Exchange",
     "Notice",
+    "Order",
     "Prelude",
     "Raised",
     "Released",
@@ -37,7 +42,9 @@ __all__ = (
     "Traced",
     "decode_boot",
     "decode_notice",
+    "decode_of_asyncio_child",
     "decode_of_tracer",
+    "decode_order",
     "decode_request",
     "decode_traced",
     "encode_abandon",
@@ -83,6 +90,17 @@ class Prelude(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     worker: dict[str, bytes] = {}
 
 
+class AsyncioBoot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What only asyncio children are to know."""
+
+    #: The asynchronous context manager to enter before the first job, as ``module:name``.
+    lifespan: str | None = None
+    #: Seconds that code may hold up the event loop until the log says so.
+    slow_callback: float = 1.0
+    #: Whether the event loop is uvloop's.
+    uvloop: bool = False
+
+
 class Boot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How a fresh interpreter becomes a process of the worker's project.
 
@@ -120,6 +138,8 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     traces: bool = False
     #: Seconds that functions registered with `atexit` may take when the child exits.
     exit_grace: float = 5.0
+    #: For an asyncio child.
+    aio: AsyncioBoot | None = None
 
 
 # -- requests
@@ -152,6 +172,14 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     payload: TaskMessage
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What an asyncio child reads about a job: a request, or later that it has to end the job."""
+
+    id: str
+    payload: TaskMessage | None = None
+    cancel: CancelReason | None = None
 
 
 # -- what a tracer reads
@@ -217,7 +245,8 @@ class Ask(msgspec.Struct, tag_field="status", tag="ask", frozen=True, kw_only=Tr
 
 
 class Released(Reply, tag="released", frozen=True, kw_only=True):
-    """The tracer has let go of a job that has ended in another way. It stores no more states."""
+    """The tracer or asyncio child has let go of a job that has ended in another way. It stores no
+    more states."""
 
 
 # -- replies
@@ -271,6 +300,10 @@ class Returned(Reply, tag="returned", frozen=True, kw_only=True, omit_defaults=T
 _boots: msgspec.json.Decoder[Boot] = msgspec.json.Decoder(Boot)
 _requests: msgspec.json.Decoder[TaskRequest] = msgspec.json.Decoder(TaskRequest)
 _traced: msgspec.json.Decoder[Traced | Returned] = msgspec.json.Decoder(Traced | Returned)
+_orders: msgspec.json.Decoder[Order] = msgspec.json.Decoder(Order)
+_of_asyncio_children: msgspec.json.Decoder[Traced | Released] = msgspec.json.Decoder(
+    Traced | Released
+)
 _notices: msgspec.json.Decoder[Notice] = msgspec.json.Decoder(Notice)
 _of_tracers: msgspec.json.Decoder[Traced | Released | Ask] = msgspec.json.Decoder(
     Traced | Released | Ask
@@ -294,6 +327,17 @@ def decode_traced(line: bytes) -> Traced | Returned:
         ProtocolFault: the line is no such message. The text says why and quotes its start.
     """
     return decode_line(_traced, line)
+
+
+def decode_order(line: bytes) -> Order:
+    """Decode any later line that an asyncio child reads."""
+    return _orders.decode(line)
+
+
+def decode_of_asyncio_child(line: bytes) -> Traced | Released:
+    """Decode one line that an asyncio child wrote after its boot. Errors are those of
+    `decode_traced`."""
+    return decode_line(_of_asyncio_children, line)
 
 
 def decode_notice(line: bytes) -> Notice:

@@ -13,7 +13,7 @@ from celery import Celery
 
 from ..core.model import Group, Tracing
 from ..python_child import codec
-from ..settings import PYTHON, TRACERS
+from ..settings import ASYNCIO, PYTHON, TRACERS
 from ..wire.python import Exchange
 from .calls import CallJob
 from .fast_path import FastPath
@@ -83,10 +83,10 @@ class Admission:
 
     def _prepare_task(self, job: PoolJob, hard: Any, soft: Any) -> None:
         """Find the group and the limits of `job`; and its request, unless its tracer makes that."""
-        job.group = name = self._routes.find(job.task_name, PYTHON in self._groups)
+        job.group = name = self._routes.find(job.task_name, self._groups)
         group = self._groups[name]
         self._limit(job, hard, soft, group.settings.timeout)
-        if name in (PYTHON, TRACERS):
+        if name in (PYTHON, ASYNCIO, TRACERS):
             job.request = codec.encode_task(job.task_id, job.arguments)
             return
         body = deserialized_body(job.callbacks.error_callback)

@@ -9,12 +9,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import click
 
 from ..core.model import Group
-from ..settings import PYTHON, TRACERS, ChildSettings, PoolSettings
+from ..settings import ASYNCIO, PYTHON, TRACERS, ChildSettings, PoolSettings
 
 __all__ = ("describe", "external_tasks", "show")
 
 #: What the groups take that no setting lists.
-_OF_OUR_OWN = {PYTHON: "all others", TRACERS: "hooks, signals and results of the external ones"}
+_OF_OUR_OWN = {
+    PYTHON: "all others",
+    ASYNCIO: "async def",
+    TRACERS: "hooks, signals and results of the external ones",
+}
 
 
 def show(
@@ -22,6 +26,7 @@ def show(
     settings: PoolSettings,
     taken: Mapping[str, str],
     groups: Mapping[str, Group],
+    limit: int,
 ) -> None:
     """Print the `groups` below Celery's banner, if `celery worker` runs and is not quiet.
 
@@ -32,15 +37,18 @@ def show(
         settings: the pool's settings.
         taken: by the names of tasks with an external group, that group.
         groups: the worker's groups of children, by name.
+        limit: the worker's concurrency.
     """
     if command is None or command.obj.quiet:
         return
-    texts = (_describe_group(group, settings, taken) for group in groups.values())
+    texts = (_describe_group(group, settings, taken, limit) for group in groups.values())
     lines = [f"  . {text}".replace("\n", "\n  ") for text in texts]
     print("[children]", *lines, "", sep="\n", file=sys.__stdout__, flush=True)
 
 
-def _describe_group(group: Group, settings: PoolSettings, taken: Mapping[str, str]) -> str:
+def _describe_group(
+    group: Group, settings: PoolSettings, taken: Mapping[str, str], limit: int
+) -> str:
     tasks: Iterable[str]
     if group.name in settings.children:
         tasks = external_tasks(group.name, group.settings, taken)
@@ -48,7 +56,7 @@ def _describe_group(group: Group, settings: PoolSettings, taken: Mapping[str, st
         tasks = [_OF_OUR_OWN[group.name]]
     size = f"{len(group.slots)}"
     if group.settings.max_in_flight != 1:
-        size += f", {group.settings.max_in_flight} jobs each"
+        size += f", {min(group.settings.max_in_flight, limit)} jobs each"
     return describe(group.name, group.settings.command, size, tasks)
 
 

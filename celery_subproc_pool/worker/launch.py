@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import Any
 
 import click
+import msgspec
 from celery import Celery, Task
 from celery.app.utils import find_app
 from celery.local import Proxy
@@ -28,10 +29,12 @@ from ..errors import ConfigError
 from ..python_child import configuration, replay
 from ..python_child.recipes import outline_of, recipe_of
 from ..settings import (
+    ASYNCIO,
     CELERY_PREFIX,
     PYTHON,
     ROOT,
     TRACERS,
+    AsyncioSettings,
     ChildSettings,
     PoolSettings,
     PythonSettings,
@@ -40,7 +43,7 @@ from ..settings import (
 from ..tracer.tasks import is_declared
 from ..wire import python
 from ..wire.json_lines import encode
-from ..wire.python import Boot
+from ..wire.python import AsyncioBoot, Boot
 from .child_env import withheld
 from .compat import app_argument
 from .fast_path import expects_traces
@@ -63,6 +66,17 @@ PATIENCE = 60.0
 
 #: The packages that the interpreter of a Python child needs.
 NEEDED = ("celery", "msgspec", PACKAGE)
+
+#: The programs of children that load the project.
+_MODULES = {
+    PYTHON: f"{PACKAGE}.python_child.main",
+    ASYNCIO: f"{PACKAGE}.asyncio_child.main",
+    TRACERS: f"{PACKAGE}.tracer.main",
+}
+
+#: If there are asyncio children, a group without a size has no more children than this for each
+#: CPU: a concurrency of 1000 is meant for coroutines.
+MOST_FOR_A_CPU = 4
 
 #: Modules that have the app in a variable, but do not define it. The last one is what
 #: `multiprocessing` calls ``__main__``.
@@ -105,7 +119,11 @@ def groups(
         ConfigError: Python children can't be started as the settings say.
     """
 
+    has_asyncio = routes.need_asyncio_children
+
     def group(name: str, child: ChildSettings, **more: Any) -> Group:
+        if has_asyncio:
+            child = _bounded(name, child, limit)
         size = child.size_for(limit)
         return Group(name, with_limits(child, max_jobs, max_memory), size, **more)
 
@@ -117,6 +135,15 @@ def groups(
         boot = boot_line(app, settings, PYTHON, hostname, routes.external, worker)
         _warn_of_unseen(app, settings.python, hostname, worker)
         found[PYTHON] = group(PYTHON, child, boot=boot, decode=python.decode_traced)
+    if has_asyncio:
+        check_executable(settings.asyncio, ASYNCIO)
+        found[ASYNCIO] = group(
+            ASYNCIO,
+            settings.asyncio.as_child(command(settings.asyncio, ASYNCIO)),
+            boot=boot_line(app, settings, ASYNCIO, hostname, routes.external, worker),
+            decode=python.decode_of_asyncio_child,
+            ends_at_soft_limit=False,
+        )
     if settings.children:
         child = settings.tracers.as_child(tracer_command(), usable_cpus() // 2 or 1)
         found[TRACERS] = Group(
@@ -130,6 +157,24 @@ def groups(
     return found
 
 
+def _bounded(name: str, child: ChildSettings, limit: int) -> ChildSettings:
+    """Return the settings of the group `name` with a size, if it would have too many children."""
+    most = MOST_FOR_A_CPU * usable_cpus()
+    if child.size is not None or child.size_for(limit) <= most:
+        return child
+    logger.info(
+        "The concurrency %d is for the asyncio children, too: %s gets %d children, %d for each CPU."
+        " Set %s.%s.size for another number",
+        limit,
+        name,
+        most,
+        MOST_FOR_A_CPU,
+        ROOT,
+        name if name == PYTHON else f"children.{name}",
+    )
+    return msgspec.structs.replace(child, size=most)
+
+
 def usable_cpus() -> int:
     """Return the number of CPUs that this process may use."""
     try:
@@ -139,20 +184,20 @@ def usable_cpus() -> int:
         return os.cpu_count() or 1
 
 
-def command(settings: PythonSettings) -> tuple[str, ...]:
-    """Return the program of a Python child, and its arguments.
+def command(settings: PythonSettings, group: str = PYTHON) -> tuple[str, ...]:
+    """Return the program of a child of `group` (`PYTHON` or `ASYNCIO`), and its arguments.
 
     Another interpreter gets no flags of this one: it may not know them.
     """
     program = (sys.executable, *_flags())
     if settings.executable is not None:
         program = (settings.executable,)
-    return (*settings.prefix, *program, "-m", f"{PACKAGE}.python_child.main")
+    return (*settings.prefix, *program, "-m", _MODULES[group])
 
 
 def tracer_command() -> tuple[str, ...]:
     """Return the program of a tracer, and its arguments."""
-    return (sys.executable, *_flags(), "-m", f"{PACKAGE}.tracer.main")
+    return (sys.executable, *_flags(), "-m", _MODULES[TRACERS])
 
 
 def _flags() -> list[str]:
@@ -161,15 +206,18 @@ def _flags() -> list[str]:
     return flags
 
 
-def check_executable(settings: PythonSettings, environ: Mapping[str, str] = os.environ) -> None:
-    """If the children have an interpreter of their own, ask it whether it has what they need.
+def check_executable(
+    settings: PythonSettings, group: str = PYTHON, environ: Mapping[str, str] = os.environ
+) -> None:
+    """If the children of `group` have an interpreter of their own, ask it whether it has what they
+    need.
 
     Raises:
         ConfigError: it lacks a package, has another release of this one, or does not run.
     """
     if settings.executable is None:
         return
-    path = f"{ROOT}.{PYTHON}.executable"
+    path = f"{ROOT}.{group}.executable"
     version, missing, release = _ask(path, settings.executable, settings, environ)
     if tuple(version) < (3, 10):
         found = ".".join(map(str, version))
@@ -223,12 +271,12 @@ def boot_line(
     taken: Mapping[str, str],
     worker: Any = None,
 ) -> bytes:
-    """Return the first line for every Python child, or for every tracer.
+    """Return the first line for every Python child, asyncio child or tracer.
 
     Arguments:
         app: the worker's app.
         settings: the pool's.
-        group: which children it is for: `PYTHON` or `TRACERS`.
+        group: which children it is for: `PYTHON`, `ASYNCIO` or `TRACERS`.
         hostname: the worker's node name.
         taken: the tasks that external children take: tracers must know them, and Python children
             need not.
@@ -240,14 +288,14 @@ def boot_line(
     context = command_of(app)
     traces = group == TRACERS
     tasks = _tasks_for(app, taken, traces)
-    own = traces or settings.python.executable is None
-    cwd = settings.tracers.cwd if traces else settings.python.cwd
-    exit_grace = settings.tracers.exit_grace if traces else settings.python.exit_grace
+    theirs = {PYTHON: settings.python, ASYNCIO: settings.asyncio}.get(group)
+    own = theirs is None or theirs.executable is None
+    common = theirs or settings.tracers
     write = outline_of if traces else recipe_of
     recipes = {name: write(task) for name, task in tasks.items()}
     boot = Boot(
         hostname=hostname,
-        path=_search_path(cwd, own),
+        path=_search_path(common.cwd, own),
         whole_path=own,
         argv=sys.argv,
         options=[] if context is None else list(context.args),
@@ -255,12 +303,21 @@ def boot_line(
         tasks={name: task.__module__ for name, task in tasks.items()},
         recipes={name: recipe for name, recipe in recipes.items() if recipe is not None},
         settings=configuration.collect(app, () if own else _homes()),
-        prelude=replay.note(app, hostname, worker, context, settings.python.replay),
+        prelude=replay.note(app, hostname, worker, context, (theirs or settings.python).replay),
         traces=traces,
-        exit_grace=exit_grace,
+        exit_grace=common.exit_grace,
+        aio=_of_asyncio(settings.asyncio) if group == ASYNCIO else None,
         **_how_to_get(app),
     )
     return encode(boot)
+
+
+def _of_asyncio(settings: AsyncioSettings) -> AsyncioBoot:
+    return AsyncioBoot(
+        lifespan=settings.lifespan,
+        slow_callback=settings.slow_callback,
+        uvloop=settings.uvloop,
+    )
 
 
 def _tasks_for(app: Celery, taken: Mapping[str, str], traces: bool) -> dict[str, Task]:

@@ -113,7 +113,8 @@ class Pool(BasePool, control.Controlled):
             options.get("max_memory_per_child"),
             self._worker,
         )
-        banner.show(launch.command_of(self.app), self._settings, routes.external, groups)
+        command = launch.command_of(self.app)
+        banner.show(command, self._settings, routes.external, groups, self.limit)
         admission = Admission(self.app, routes, groups, self._limits, hostname)
         scheduler = Scheduler(groups, self.limit, random.random)
         slots = slots_for(self.limit, options.get("semaphore"))

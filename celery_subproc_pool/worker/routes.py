@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from celery import Celery, Task
 
 from ..errors import ConfigError
-from ..settings import CELERY_PREFIX, PYTHON, ROOT, TRACERS, PoolSettings
+from ..python_child.coroutines import is_async
+from ..settings import ASYNCIO, CELERY_PREFIX, PYTHON, ROOT, TRACERS, PoolSettings
 from ..tracer.tasks import SubprocTask, register
 
 __all__ = ("Routes",)
@@ -65,15 +66,19 @@ class Routes:
             self._known.pop(name, None)
         return [name for name in new if self.external.get(name) == group]
 
-    def find(self, name: str, has_python_children: bool) -> str:
+    def find(self, name: str, groups: Container[str]) -> str:
         """Return the group that takes the task `name`. Tracers run Celery's own tasks if there are
         no Python children.
+
+        Arguments:
+            name: the task's.
+            groups: the names of the groups that the worker has.
 
         Raises:
             ConfigError: no group takes it.
         """
         if name not in self._known:
-            self._known[name] = self._find(self._app.tasks[name], has_python_children)
+            self._known[name] = self._find(self._app.tasks[name], groups)
         return self._known[name]
 
     def takes_tasks(self, group: str) -> bool:
@@ -94,18 +99,36 @@ class Routes:
         )
 
     @property
-    def need_python_children(self) -> bool:
-        """Whether there is a task that no external child takes, or may be one later."""
-        return not self._settings.children or bool(self.without)
+    def asynchronous(self) -> list[str]:
+        """Those of `without` whose body is a coroutine function."""
+        return [name for name in self.without if is_async(self._app.tasks[name])]
 
-    def _find(self, task: Task, has_python_children: bool) -> str:
+    @property
+    def synchronous(self) -> list[str]:
+        """Those of `without` whose body is an ordinary function."""
+        return [name for name in self.without if not is_async(self._app.tasks[name])]
+
+    @property
+    def need_asyncio_children(self) -> bool:
+        """Whether there is a task for asyncio children."""
+        return bool(self.asynchronous)
+
+    @property
+    def need_python_children(self) -> bool:
+        """Whether there is a task for Python children, or may be one later."""
+        return bool(self.synchronous) or not (self._settings.children or self.asynchronous)
+
+    def _find(self, task: Task, groups: Container[str]) -> str:
         group = self._group_of(task)
         if group is not None:
             return group
-        if has_python_children and not isinstance(task, SubprocTask):
+        if is_async(task):
+            if ASYNCIO in groups:
+                return ASYNCIO
+        elif PYTHON in groups and not isinstance(task, SubprocTask):
             return PYTHON
         if task.name.startswith(CELERY_PREFIX):
-            return TRACERS
+            return ASYNCIO if ASYNCIO in groups else TRACERS
         raise _unroutable(task)
 
     def _register(self, names: Iterable[str]) -> None:
@@ -135,8 +158,9 @@ class Routes:
 def _unroutable(task: Task) -> ConfigError:
     remedy = f"add its name to {ROOT}.children.<name>.tasks, or let the children announce it"
     if not isinstance(task, SubprocTask):
+        kind = "asyncio" if is_async(task) else "Python"
         remedy += (
-            "; or restart the worker, so that it has Python children, too: the task was registered"
+            f"; or restart the worker, so that it has {kind} children, too: the task was registered"
             " after it had started"
         )
     return ConfigError(f"no children of this worker take the task {task.name}: {remedy}")

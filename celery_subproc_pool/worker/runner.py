@@ -26,7 +26,7 @@ from ..core.model import Child, JobState, Tracing
 from ..core.outcomes import ChildFacts, Lost, Outcome, TimedOut
 from ..core.scheduler import Scheduler
 from ..engine.supervisor import Supervisor
-from ..settings import PYTHON, TRACERS
+from ..settings import ASYNCIO, PYTHON, TRACERS
 from ..wire.json_lines import encode
 from ..wire.messages import CancelReason, Ok, Reply
 from ..wire.python import SILENT, Answer, Notice, Traced
@@ -182,8 +182,9 @@ class Runner:
             self._news.untold_of_soft_limit(job.group)
 
     def overruled(self, job: PoolJob) -> None:
-        """Store again that `job` is revoked: a Python child has stored its own result over it."""
-        if job.group == PYTHON:
+        """Store again that `job` is revoked: a Python child may have stored its own result over
+        it."""
+        if job.group in (PYTHON, ASYNCIO):
             store_revoked_again(job)
 
     def child_changed(self, change: Change) -> None:
