@@ -184,11 +184,12 @@ class AsyncioChild:
         if not trace.over:
             return
         del self._running[trace.task_id]
-        if trace.cancelled:
-            self._reply(encode(Released(id=trace.task_id)))
-        else:
+        if not trace.cancelled:
             assert trace.end is not None
             self._reply(encode_end(self._app, trace.task_id, trace.end))
+        elif not self._ends.is_set():
+            self._reply(encode(Released(id=trace.task_id)))
+        # Otherwise this process ends, and the worker finds its jobs lost.
         if not self._running:
             self._empty.set()
 
