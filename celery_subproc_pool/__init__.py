@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .errors import ConfigError as ConfigError
     from .errors import NotInWorkerError as NotInWorkerError
     from .errors import ProtocolFault as ProtocolFault
+    from .python_child.coroutines import run_coroutines as run_coroutines
     from .tracer.tasks import SubprocTask as SubprocTask
     from .worker.pool import Pool as Pool
 
@@ -25,6 +26,7 @@ __all__ = (
     "Pool",
     "ProtocolFault",
     "SubprocTask",
+    "run_coroutines",
 )
 
 #: The release. A Python child on another interpreter must have the same one.
@@ -41,6 +43,7 @@ _HOME = {
     "Pool": "worker.pool",
     "ProtocolFault": "errors",
     "SubprocTask": "tracer.tasks",
+    "run_coroutines": "python_child.coroutines",
 }
 
 

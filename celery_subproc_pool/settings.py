@@ -159,6 +159,8 @@ class ChildSettings(CommonSettings, frozen=True, forbid_unknown_fields=True, kw_
     soft_timeout_signal: str | None = None
     #: The most jobs at a time in a child that announces `multiplex`.
     max_in_flight: Count = 1
+    #: The most jobs at a time in all children of the group. None: as many as they can have.
+    concurrency: Count | None = None
     #: Seconds without a message about a job after which the job has reached its hard limit. None:
     #: no limit.
     inactivity_timeout: Positive | None = None
@@ -172,7 +174,9 @@ class ChildSettings(CommonSettings, frozen=True, forbid_unknown_fields=True, kw_
 
     def size_for(self, limit: int) -> int:
         """Return the number of children in a worker that does `limit` jobs at a time."""
-        return -(-limit // self.max_in_flight) if self.size is None else self.size
+        if self.size is not None:
+            return self.size
+        return -(-min(limit, self.concurrency or limit) // self.max_in_flight)
 
     def takes(self, task_name: str) -> bool:
         """Return whether a name or pattern of `tasks` matches `task_name`."""
@@ -193,6 +197,8 @@ class PythonSettings(CommonSettings, frozen=True, forbid_unknown_fields=True, kw
 
     #: The interpreter, for example of another virtual environment. None: the worker's.
     executable: Text | None = None
+    #: As for external children.
+    concurrency: Count | None = None
     #: A program and its arguments to run each child under: ``["nice", "-n", "10"]``. A string is
     #: split as a shell would.
     wrapper: tuple[str, ...] | str = ()
@@ -221,7 +227,12 @@ class PythonSettings(CommonSettings, frozen=True, forbid_unknown_fields=True, kw
         """
         common = {name: getattr(self, name) for name in CommonSettings.__struct_fields__}
         return ChildSettings(
-            argv=argv, timeout=None, handshake=True, soft_timeout_signal="SIGUSR1", **common
+            argv=argv,
+            timeout=None,
+            handshake=True,
+            soft_timeout_signal="SIGUSR1",
+            concurrency=self.concurrency,
+            **common,
         )
 
 

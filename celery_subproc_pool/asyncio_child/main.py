@@ -23,7 +23,7 @@ def main() -> NoReturn:
 
 def _prepare(app: Any) -> None:
     from ..python_child.coroutines import await_tasks
-    from .stacks import keep_stacks_in_context
+    from ..python_child.stacks import keep_stacks_in_context
     from .traces import await_in_trace
 
     keep_stacks_in_context(app)

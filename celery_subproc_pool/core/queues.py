@@ -78,7 +78,7 @@ class Queues:
         that arrived."""
         best: tuple[Job, Child] | None = None
         for group in self._groups.values():
-            if group.waiting and group.available:
+            if group.waiting and group.available and not _is_full(group):
                 pair = _pair(group, group.waiting)
                 if pair is not None and (best is None or pair[0].number < best[0].number):
                     best = pair
@@ -90,6 +90,12 @@ class Queues:
         if group is None or not group.waiting or not group.available:
             return None
         return _pair(group, (job for job in group.waiting if job.traces is not None))
+
+
+def _is_full(group: Group) -> bool:
+    """Return whether `group` has as many jobs as its `concurrency` allows."""
+    most = group.settings.concurrency
+    return most is not None and sum(len(child.jobs) for child in group.children.values()) >= most
 
 
 def _pair(group: Group, jobs: Iterable[Job]) -> tuple[Job, Child] | None:

@@ -21,8 +21,9 @@ from typing import Any
 from celery import Celery, Task, _state
 
 from ..settings import CELERY_PREFIX
+from .stacks import keep_stacks_in_context
 
-__all__ = ("Await", "await_tasks", "is_async", "let_await", "run_to_end")
+__all__ = ("Await", "await_tasks", "is_async", "let_await", "run_coroutines", "run_to_end")
 
 #: Awaits a coroutine for a synchronous caller. The flag is whether it is the body of a task, or the
 #: hook before it: code that a soft time limit may interrupt.
@@ -54,6 +55,20 @@ def await_tasks(app: Celery, wait: Await) -> None:
     """Let the bodies and hooks of all tasks of `app` be awaited, as `let_await` does."""
     for task in app.tasks.values():
         let_await(task, wait)
+
+
+def run_coroutines(app: Celery) -> None:
+    """Let the ``async def`` tasks of `app` run in this process where `apply()` calls them, or
+    `delay()` with the setting `task_always_eager`: in tests, or in a shell.
+
+    Each call runs an event loop of its own until the task's coroutine is done. Workers with this
+    pool need no such call.
+
+    Arguments:
+        app: the app. Tasks that are registered later do not count.
+    """
+    keep_stacks_in_context(app)
+    await_tasks(app, run_to_end)
 
 
 def let_await(task: Task, wait: Await) -> None:

@@ -31,10 +31,12 @@ from .admission import Admission, WorkerLimits, seconds
 from .events import ChildNews
 from .intake import guard_consumer
 from .jobs import Callbacks, PoolJob
+from .requests import is_revoked
 from .routes import Routes
 from .runner import Runner
 from .session import Session, start_children
 from .slots import slots_for
+from .waiting import room_for
 
 __all__ = ("Pool",)
 
@@ -118,7 +120,8 @@ class Pool(BasePool, control.Controlled):
         admission = Admission(self.app, routes, groups, self._limits, hostname)
         scheduler = Scheduler(groups, self.limit, random.random)
         slots = slots_for(self.limit, options.get("semaphore"))
-        runner = Runner(self.app, scheduler, admission, slots, self._news, hostname)
+        waiting = room_for(groups, is_revoked)
+        runner = Runner(self.app, scheduler, admission, slots, waiting, self._news, hostname)
         start_children(runner)
         return runner
 
@@ -139,6 +142,7 @@ class Pool(BasePool, control.Controlled):
         if session is not None:
             # First: the jobs that the engine drops must not let in those that wait for a slot.
             session.slots.close()
+            session.runner.drop_waiting()
             session.engine.post(session.engine.scheduler.close)
 
     def on_stop(self) -> None:
@@ -214,6 +218,7 @@ class Pool(BasePool, control.Controlled):
         """Drop the jobs that were not accepted yet: the broker will deliver them again."""
         session = self._session
         if session is not None:
+            session.runner.drop_waiting()
             session.engine.post(session.engine.scheduler.flush)
 
     # -- restart

@@ -26,6 +26,7 @@ __all__ = (
     "acknowledge_early",
     "deserialized_body",
     "is_cancelled",
+    "is_revoked",
     "is_tracer",
     "is_unacknowledged",
     "reject",
@@ -118,6 +119,17 @@ def is_cancelled(job: Any) -> bool:
     """
     request = _request_of(job.callbacks.error_callback)
     return request is not None and request._already_cancelled
+
+
+def is_revoked(job: Any) -> bool:
+    """Return whether `job`, a `jobs.PoolJob` that was not begun, is revoked or has expired. Celery
+    has done then what follows from that (`Request.revoked`)."""
+    request = _request_of(job.callbacks.error_callback)
+    try:
+        return request is not None and bool(request.revoked())
+    except Exception:
+        logger.exception("Celery failed when it was asked whether %s is revoked", job.title)
+        return False
 
 
 def is_unacknowledged(job: Any) -> bool:

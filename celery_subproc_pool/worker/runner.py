@@ -37,6 +37,7 @@ from .events import ChildNews
 from .jobs import Callbacks, PoolJob
 from .requests import is_cancelled, is_tracer, store_revoked_again, stores_failure
 from .slots import Slots
+from .waiting import WaitingRoom
 
 __all__ = ("Runner",)
 
@@ -51,6 +52,7 @@ class Runner:
         scheduler: the engine's.
         admission: makes jobs.
         slots: the jobs under way.
+        waiting: where jobs wait for others of their group.
         news: is told what becomes of children.
         hostname: the worker's node name.
     """
@@ -61,6 +63,7 @@ class Runner:
         scheduler: Scheduler,
         admission: Admission,
         slots: Slots,
+        waiting: WaitingRoom,
         news: ChildNews,
         hostname: str,
     ) -> None:
@@ -69,6 +72,7 @@ class Runner:
         self._admission = admission
         self._fast_path = admission.fast_path
         self.slots = slots
+        self._waiting = waiting
         self._news = news
         #: The job that Celery is being told of as accepted; and the signals by which Celery asks
         #: to end it meanwhile.
@@ -105,7 +109,6 @@ class Runner:
             job = PoolJob(self, args, callbacks)
         else:
             job = CallJob(self, target, callbacks)
-        self.slots.occupy(job)
         try:
             self._admission.prepare(job, args, kwargs, hard, soft)
         except Exception as exc:
@@ -113,10 +116,23 @@ class Runner:
             logger.error("%s can't be given to a child: %r", job.title, exc, exc_info=True)
             # The engine ignores requests to end a job that is closed. It never gets this one.
             job.state = JobState.CLOSED
+            self.slots.occupy(job)
             self.engine.call(partial(self._conclude, job, partial(reporting.refused, job, exc)))
         else:
-            self.engine.post(self._scheduler.submit, job)
+            self._take_in(job)
         return job
+
+    def _take_in(self, job: PoolJob) -> None:
+        """Give `job` to the engine, or let it wait for others of its group."""
+        if self._waiting.admit(job):
+            self.slots.occupy(job)
+            self.engine.post(self._scheduler.submit, job)
+        else:
+            self.engine.call(self.slots.let_next_in)
+
+    def drop_waiting(self) -> None:
+        """Forget the jobs that the engine has not got: they stay with the broker."""
+        self._waiting.clear()
 
     def terminate_jobs(self, jobs: Sequence[PoolJob], signum: int | str | None) -> None:
         """End `jobs`, with the signal `signum` (default SIGTERM) for their children."""
@@ -287,7 +303,16 @@ class Runner:
         except Exception as exc:
             reporting.end_failed(job, exc)
         finally:
+            self._make_room(job)
+
+    def _make_room(self, job: PoolJob) -> None:
+        """Let another job have the slot of `job`, which is over."""
+        follower = self._waiting.leave(job)
+        if follower is None:
             self.slots.release(job)
+        else:
+            self.slots.pass_on(job, follower)
+            self.engine.post(self._scheduler.submit, follower)
 
     def failed(self, error: Exception) -> None:
         """End the worker: the engine has failed, and no job will end any more.

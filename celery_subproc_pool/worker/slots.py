@@ -5,8 +5,8 @@ the pool releases the semaphore. Without one, `apply_async` waits on a condition
 that (`waitforslot`), because it paces the consumer, which sends its acknowledgements between two
 tasks.
 
-The pool calls all methods but `release` on the consumer's or the autoscaler's thread. The engine's
-thread calls `release`.
+The pool calls all methods but `release`, `pass_on` and `let_next_in` on the consumer's or the
+autoscaler's thread. The engine's thread calls those.
 """
 
 from __future__ import annotations
@@ -48,7 +48,12 @@ class Slots(ABC):
     def release(self, job: Job) -> None:
         """Free the slot of `job`, which is over, for the next one."""
         self.jobs.remove(job)
-        self._let_next_in()
+        self.let_next_in()
+
+    def pass_on(self, job: Job, follower: Job) -> None:
+        """Give the slot of `job`, which is over, to `follower`."""
+        self.jobs.remove(job)
+        self.jobs.add(follower)
 
     @abstractmethod
     def wait(self) -> None:
@@ -63,8 +68,8 @@ class Slots(ABC):
         """Let no more jobs in."""
 
     @abstractmethod
-    def _let_next_in(self) -> None:
-        """Give the slot that became free to a job that waits."""
+    def let_next_in(self) -> None:
+        """Give a slot that became free to a job that waits."""
 
 
 class SemaphoreSlots(Slots):
@@ -92,7 +97,8 @@ class SemaphoreSlots(Slots):
         """Forget the jobs that wait for a slot: they stay with the broker."""
         self._semaphore.clear()
 
-    def _let_next_in(self) -> None:
+    def let_next_in(self) -> None:
+        """Give a slot that became free to a job that waits."""
         try:
             self._semaphore.release()
         except Exception:
@@ -131,6 +137,7 @@ class ConditionSlots(Slots):
             self._closed = True
             self._changed.notify_all()
 
-    def _let_next_in(self) -> None:
+    def let_next_in(self) -> None:
+        """Give a slot that became free to a job that waits."""
         with self._changed:
             self._changed.notify()
