@@ -31,6 +31,7 @@ from .admission import Admission, WorkerLimits, seconds
 from .events import ChildNews
 from .intake import guard_consumer
 from .jobs import Callbacks, PoolJob
+from .prefetch import Prefetch
 from .requests import is_revoked
 from .routes import Routes
 from .runner import Runner
@@ -71,6 +72,7 @@ class Pool(BasePool, control.Controlled):
         self._hostname = _hostname_of(self.options)
         self._news = ChildNews(self.app, self._routes, self)
         self._session: Session | None = None
+        self._prefetch = Prefetch()
         #: Celery's worker, once it is set up.
         self._worker: Any = None
         signals.celeryd_after_setup.connect(self._on_after_setup)
@@ -84,7 +86,7 @@ class Pool(BasePool, control.Controlled):
 
     def _on_after_setup(self, instance: Any, **_: Any) -> None:
         if instance.pool is self:
-            self._worker = instance
+            self._worker = self._prefetch.worker = instance
 
     # -- life
 
@@ -120,7 +122,8 @@ class Pool(BasePool, control.Controlled):
         admission = Admission(self.app, routes, groups, self._limits, hostname)
         scheduler = Scheduler(groups, self.limit, random.random)
         slots = slots_for(self.limit, options.get("semaphore"))
-        waiting = room_for(groups, is_revoked)
+        waiting = room_for(groups, self.limit, is_revoked, self._prefetch)
+        slots.resize(waiting.ahead)
         runner = Runner(self.app, scheduler, admission, slots, waiting, self._news, hostname)
         start_children(runner)
         return runner

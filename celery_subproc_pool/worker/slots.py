@@ -90,7 +90,7 @@ class SemaphoreSlots(Slots):
         """Change the number of slots by `by`, which may be negative."""
         if by > 0:
             self._semaphore.grow(by)
-        else:
+        elif by:
             self._semaphore.shrink(-by)
 
     def close(self) -> None:

@@ -17,28 +17,35 @@ from collections.abc import Callable, Mapping
 from ..core.model import Group
 from ..settings import TRACERS
 from .jobs import PoolJob
+from .prefetch import Prefetch
 
 __all__ = ("WaitingRoom", "room_for")
 
-#: Jobs that a group gets, for each that its children can have at a time: a child that is done has
-#: its next job at once.
-AHEAD = 2
+#: Jobs that wait in the engine, for each that the children of a group can have: a child that is
+#: done has its next job at once.
+AHEAD = 1
 
 
-def room_for(groups: Mapping[str, Group], is_revoked: Callable[[PoolJob], bool]) -> WaitingRoom:
+def room_for(
+    groups: Mapping[str, Group],
+    limit: int,
+    is_revoked: Callable[[PoolJob], bool],
+    prefetch: Prefetch,
+) -> WaitingRoom:
     """Return the waiting room of a worker.
 
     Arguments:
         groups: the worker's groups of children, by name.
+        limit: the worker's concurrency.
         is_revoked: whether a job that has waited is not to be begun any more.
+        prefetch: follows the number of jobs that wait.
     """
     kinds = {name: group for name, group in groups.items() if name != TRACERS}
     if len(kinds) < 2:
-        return WaitingRoom({}, is_revoked)
+        return WaitingRoom({}, is_revoked, prefetch)
     most = {name: _most_at_a_time(group) for name, group in kinds.items()}
-    return WaitingRoom(
-        {name: AHEAD * count for name, count in most.items() if count is not None}, is_revoked
-    )
+    sizes = {name: count for name, count in most.items() if count is not None and count < limit}
+    return WaitingRoom(sizes, is_revoked, prefetch)
 
 
 def _most_at_a_time(group: Group) -> int | None:
@@ -53,16 +60,25 @@ class WaitingRoom:
     """The jobs that wait for others of their group.
 
     Arguments:
-        most: by the names of groups: how many jobs the engine gets. No limit for other groups.
+        sizes: by the names of groups: how many jobs its children can have. No limit for others.
         is_revoked: whether a job that has waited is not to be begun any more. Celery asks that
             before it hands a job over.
+        prefetch: follows the number of jobs that wait.
     """
 
-    def __init__(self, most: Mapping[str, int], is_revoked: Callable[[PoolJob], bool]) -> None:
-        self._most = most
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        is_revoked: Callable[[PoolJob], bool],
+        prefetch: Prefetch,
+    ) -> None:
+        self._most = {name: count * (1 + AHEAD) for name, count in sizes.items()}
+        #: Slots for the jobs that wait in the engine: they are not to take those of other jobs.
+        self.ahead = AHEAD * sum(sizes.values())
         self._is_revoked = is_revoked
-        self._under_way: dict[str, set[PoolJob]] = {name: set() for name in most}
-        self._waiting: dict[str, deque[PoolJob]] = {name: deque() for name in most}
+        self._prefetch = prefetch
+        self._under_way: dict[str, set[PoolJob]] = {name: set() for name in sizes}
+        self._waiting: dict[str, deque[PoolJob]] = {name: deque() for name in sizes}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -76,6 +92,7 @@ class WaitingRoom:
         with self._lock:
             if len(self._under_way[job.group]) >= most:
                 self._waiting[job.group].append(job)
+                self._prefetch.follow(len(self))
                 return False
             self._under_way[job.group].add(job)
             return True
@@ -101,9 +118,12 @@ class WaitingRoom:
                 return None
             follower = waiting.popleft()
             under_way.add(follower)
+            self._prefetch.follow(len(self))
             return follower
 
     def clear(self) -> None:
         """Forget the jobs that wait: they stay with the broker."""
-        for waiting in self._waiting.values():
-            waiting.clear()
+        with self._lock:
+            for waiting in self._waiting.values():
+                waiting.clear()
+            self._prefetch.forget()

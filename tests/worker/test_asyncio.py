@@ -242,12 +242,12 @@ def test_a_large_concurrency_is_for_coroutines(tmp_path: Path) -> None:
 def test_a_backlog_of_one_kind_lets_the_other_kind_pass(tmp_path: Path) -> None:
     project = Noting(tmp_path, subproc_pool=settings())
     gate = tmp_path / "gate"
-    # All of them are prefetched, and only one has a child.
-    with project.worker(*POOL, "-c", "10") as worker:
-        plain = [project.app.send_task("plain.hold", [str(gate)]) for _ in range(30)]
+    # Celery would prefetch 8 messages, and only one of these jobs has a child.
+    with project.worker(*POOL, "-c", "2") as worker:
+        plain = [project.app.send_task("plain.hold", [str(gate)]) for _ in range(120)]
         for word in range(20):
             assert ask(project, "aio.echo", word)[0] == word
-        # One that waits is revoked.
+        # One that waits is revoked: it is not begun.
         project.app.control.revoke(plain[-1].id)
         wait_for(lambda: plain[-1].id in worker.log.partition("revoked")[2], "the revoke")
         gate.touch()
