@@ -18,7 +18,7 @@ SUITE = ROOT / "tests" / "brokers" / "test_parity.py"
 
 LINK = re.compile(r"\[(?P<test>test_\w+)\]\((?P<path>[^)]+)\)")
 #: A test that asks for one of these runs once for each broker.
-ON_BROKERS = {"broker", "place", "shared_worker", "limited_worker"}
+ON_BROKERS = {"broker", "place", "shared_worker", "limited_worker", "running_worker"}
 
 
 def rows() -> Iterator[tuple[int, str, list[tuple[str, Path]]]]:

@@ -31,7 +31,8 @@ COMMON = (
 )
 KNOWN = (
     f"{COMMON}, argv, tasks, clean_env, timeout, handshake, max_message_bytes,"
-    " throttle_max_retries, soft_timeout_signal, max_in_flight, inactivity_timeout, cancel_grace"
+    " throttle_max_retries, soft_timeout_signal, max_in_flight, concurrency, inactivity_timeout,"
+    " cancel_grace"
 )
 
 
@@ -404,7 +405,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "a misspelt setting of python": (
         {"python": {"exe": "python3"}},
-        f".python.exe: no such setting; the settings are {COMMON}, executable, wrapper, replay,"
+        f".python.exe: no such setting; the settings are {COMMON}, executable, concurrency, wrapper, replay,"
         " exit_grace",
     ),
     "a limit of memory in MiB": (

@@ -42,6 +42,8 @@ TRACERS = 2
 #: What external jobs do; most do nothing special.
 KINDS = ["good"] * 20 + ["slow"] * 8 + ["big", "stderr", "throttled", "error", "retires"] * 2
 KINDS += ["hangs", "exits", "rubbish", "twice"]
+#: What coroutines do. The last three cost the child, once.
+AIO_KINDS = ["good"] * 60 + ["blocks", "swallows", "exits"]
 
 #: What may come of a job: its state, with the exception's name if it has one. A job whose child is
 #: killed is delivered again, but not for ever. A second reply spoils the next job at worst.
@@ -55,11 +57,35 @@ ENDS = {
 ENDS_OF = {"error": {"FAILURE ChildTaskError"}}
 
 CODE = """
-import os, time
+import asyncio, os, time
+def note(task_id):
+    with open(os.environ["LOG"], "a") as log:
+        log.write(f"{task_id} {os.getpid()} {time.monotonic()}\\n")
 @app.task(name="python.it")
 def it(kind, word):
-    with open(os.environ["LOG"], "a") as log:
-        log.write(f"{it.request.id} {os.getpid()} {time.monotonic()}\\n")
+    note(it.request.id)
+    return word
+def first_time(word):
+    try:
+        os.mkdir(os.path.join(os.environ["SEEN"], word))
+    except FileExistsError:
+        return False
+    return True
+@app.task(name="aio.it", bind=True)
+async def aio_it(self, kind, word):
+    note(self.request.id)
+    if kind != "good" and first_time(word):
+        if kind == "blocks":
+            time.sleep(10)
+        elif kind == "exits":
+            os._exit(1)
+        while True:
+            try:
+                await asyncio.sleep(10)
+            except asyncio.CancelledError:
+                continue
+    await asyncio.sleep(len(word) % 10 / 100)
+    assert self.request.id == word
     return word
 """
 
@@ -67,10 +93,10 @@ def it(kind, word):
 class Job:
     """What was sent."""
 
-    def __init__(self, kind: str, python: bool) -> None:
+    def __init__(self, kind: str, task: str) -> None:
         self.id = uuid.uuid4().hex
         self.kind = kind
-        self.python = python
+        self.task = task
         self.sent = time.monotonic()
         #: As the result backend has it.
         self.meta: dict[str, Any] | None = None
@@ -85,6 +111,10 @@ class Job:
     @property
     def good_result(self) -> Any:
         return [self.id, "x" * 1_000_000] if self.kind == "big" else self.id
+
+    @property
+    def external(self) -> bool:
+        return self.task == "soak.it"
 
 
 class Soak:
@@ -111,7 +141,8 @@ class Soak:
         self.queue = f"csp-soak-{uuid.uuid4().hex}"
         conf = {
             "subproc_pool": {
-                "children": {"soaked": {**child, **limits}},
+                "children": {"soaked": {**child, "size": 8, **limits}},
+                "asyncio": {"cancel_grace": 1.0, "slow_callback": 0.5, "env": env, **limits},
                 "python": {"size": 4, "env": env, **limits},
                 "tracers": {"size": TRACERS, "cancel_grace": 1.0, **limits},
             },
@@ -144,13 +175,17 @@ class Soak:
 
     def send(self) -> None:
         """Send one job."""
-        python = self.random.random() < 0.2
-        job = Job("good" if python else self.random.choice(KINDS), python)
+        share = self.random.random()
+        if share < 0.2:
+            job = Job("good", "python.it")
+        elif share < 0.4:
+            job = Job(self.random.choice(AIO_KINDS), "aio.it")
+        else:
+            job = Job(self.random.choice(KINDS), "soak.it")
         self.jobs.append(job)
         self.open[job.id] = job
-        name = "python.it" if python else "soak.it"
         self.project.app.send_task(
-            name, (job.kind, job.id), task_id=job.id, producer=self.producer, retry=True
+            job.task, (job.kind, job.id), task_id=job.id, producer=self.producer, retry=True
         )
 
     def look(self) -> None:
@@ -252,8 +287,11 @@ class Soak:
         again: Counter[str] = Counter()
         for job in self.jobs:
             begun = runs[job.id]
+            pids = {at: pid for pid, at in begun}
             for (pid, first), (_, second) in pairwise(begun):
-                again[self.reason(job, (str(pid), job.id) in died, first, second)] += 1
+                # There is one asyncio child at a time, and it is not recycled.
+                gone = pid != pids[second] if job.task == "aio.it" else (str(pid), job.id) in died
+                again[self.reason(job, gone, first, second)] += 1
         assert not again["none"], "jobs were run again without a reason"
         return again
 
@@ -264,7 +302,7 @@ class Soak:
             return "throttled"
         if died:
             return "its child died"
-        if not job.python and any(first <= hurt <= second for hurt in self.hurt):
+        if job.external and any(first <= hurt <= second for hurt in self.hurt):
             return "its tracer died"
         # A result that is stored while the connection is gone can't be acknowledged. And what waits
         # for a child, or in the pipe of a stopped one, when the connection is cut is delivered
@@ -301,7 +339,7 @@ def test_soak(broker: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
             before = process.num_fds()
             soak.resident.clear()
             soak.run(worker, SECONDS)
-            wait_for(lambda: len(worker.children()) == 8 + 4, "all children")
+            wait_for(lambda: len(worker.children()) == 8 + 4 + 1, "all children")
             wait_for(lambda: len(worker.tracers()) == TRACERS, "all tracers")
             after = process.num_fds()
             assert worker.stop() == 0
