@@ -405,8 +405,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "a misspelt setting of python": (
         {"python": {"exe": "python3"}},
-        f".python.exe: no such setting; the settings are {COMMON}, executable, concurrency, wrapper, replay,"
-        " exit_grace",
+        f".python.exe: no such setting; the settings are {COMMON}, executable, concurrency,"
+        " wrapper, replay, exit_grace",
     ),
     "a limit of memory in MiB": (
         {"argv": "cat", "max_memory": 512},

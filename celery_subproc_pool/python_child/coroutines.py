@@ -23,7 +23,15 @@ from celery import Celery, Task, _state
 from ..settings import CELERY_PREFIX
 from .stacks import keep_stacks_in_context
 
-__all__ = ("Await", "await_tasks", "is_async", "let_await", "run_coroutines", "run_to_end")
+__all__ = (
+    "Await",
+    "await_hooks",
+    "await_tasks",
+    "is_async",
+    "let_await",
+    "run_coroutines",
+    "run_to_end",
+)
 
 #: Awaits a coroutine for a synchronous caller. The flag is whether it is the body of a task, or the
 #: hook before it: code that a soft time limit may interrupt.
@@ -32,8 +40,8 @@ Await = Callable[[Coroutine[Any, Any, Any], bool], Any]
 #: The hooks of a task that Celery calls (5.3 to 5.7: celery/app/task.py).
 HOOKS = ("before_start", "on_success", "on_failure", "on_retry", "after_return")
 
-#: Set in a task that is ready.
-_READY = "_subproc_pool_awaits"
+#: Set in a task: whether its body is a coroutine function, once `let_await` has replaced that.
+_IS_ASYNC = "_subproc_pool_is_async"
 
 #: Set in a request, once the body of its task was called by Celery.
 _BEGUN = "_subproc_pool_begun"
@@ -45,6 +53,8 @@ def is_async(task: Task) -> bool:
     A wrapper is what `functools.wraps` or wrapt makes: Celery for ``autoretry_for`` and
     ``pydantic``, agents, a project's own.
     """
+    if _IS_ASYNC in vars(task):
+        return bool(vars(task)[_IS_ASYNC])
     called = type(task).__call__
     return _is_coroutine_function(called) or any(
         _is_coroutine_function(function) for function in _unwrapped(_body(task))
@@ -55,6 +65,12 @@ def await_tasks(app: Celery, wait: Await) -> None:
     """Let the bodies and hooks of all tasks of `app` be awaited, as `let_await` does."""
     for task in app.tasks.values():
         let_await(task, wait)
+
+
+def await_hooks(app: Celery) -> None:
+    """Let the hooks of all tasks of `app` be awaited. Celery calls some in the worker (5.7)."""
+    for task in app.tasks.values():
+        _let_hooks_await(task, run_to_end)
 
 
 def run_coroutines(app: Celery) -> None:
@@ -81,18 +97,23 @@ def let_await(task: Task, wait: Await) -> None:
         task: the task.
         wait: awaits.
     """
-    if _READY in vars(task):
+    _let_hooks_await(task, wait)
+    if _IS_ASYNC in vars(task):
         return
-    setattr(task, _READY, True)
-    for name in HOOKS:
-        hook = getattr(task, name)
-        if _is_coroutine_function(hook):
-            setattr(task, name, _awaiting(hook, functools.partial(wait_for_hook, name, wait)))
-    if is_async(task):
+    found = is_async(task)
+    setattr(task, _IS_ASYNC, found)
+    if found:
         _let_body_await(task, functools.partial(_wait_for_body, task, wait))
 
 
-def wait_for_hook(name: str, wait: Await, coroutine: Coroutine[Any, Any, Any]) -> Any:
+def _let_hooks_await(task: Task, wait: Await) -> None:
+    for name in HOOKS:
+        hook = getattr(task, name)
+        if _is_coroutine_function(hook):
+            setattr(task, name, _awaiting(hook, functools.partial(_wait_for_hook, name, wait)))
+
+
+def _wait_for_hook(name: str, wait: Await, coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Await the hook `name`. An exception of the one before the body counts as the body's."""
     return wait(coroutine, name == "before_start")
 

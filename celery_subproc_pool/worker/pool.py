@@ -25,6 +25,7 @@ from .. import PACKAGE, config
 from ..core import stats
 from ..core.scheduler import Scheduler
 from ..errors import ConfigError, SpawnError
+from ..python_child.coroutines import await_hooks
 from ..settings import ROOT
 from . import banner, control, launch
 from .admission import Admission, WorkerLimits, seconds
@@ -102,6 +103,7 @@ class Pool(BasePool, control.Controlled):
             logger.critical("The pool can't start: %s", exc)
             raise WorkerShutdown(EX_FAILURE) from None
         guard_consumer(self.app)
+        await_hooks(self.app)
         self._session = Session(runner, self.options.get("threads", True))
 
     def _launch(self) -> Runner:
@@ -250,6 +252,7 @@ class Pool(BasePool, control.Controlled):
         Python children or tracers."""
         self._routes.renew()
         guard_consumer(self.app)
+        await_hooks(self.app)
         return launch.boot_line(
             self.app, self._settings, group, self._hostname, self._routes.external
         )

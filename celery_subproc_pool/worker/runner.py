@@ -35,7 +35,12 @@ from .admission import Admission
 from .calls import CallJob
 from .events import ChildNews
 from .jobs import Callbacks, PoolJob
-from .requests import is_cancelled, is_tracer, store_revoked_again, stores_failure
+from .requests import (
+    is_cancelled,
+    is_tracer,
+    store_revoked_again,
+    stores_failure,
+)
 from .slots import Slots
 from .waiting import WaitingRoom
 

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import celery
 import psutil
 import pytest
 from billiard.exceptions import (
@@ -179,6 +180,33 @@ def test_a_revoke_cancels_the_coroutine_and_nothing_else(running_worker: Running
     assert get(neighbour) == "done"
     assert state_of(result) == "REVOKED"
     assert running_worker.pid == pid
+
+
+@pytest.mark.parametrize("kind", ["aio", "plain"])
+def test_hooks_that_are_coroutine_functions_are_awaited(running_worker: Running, kind: str) -> None:
+    notes = running_worker.path("notes")
+    good = running_worker.send(f"{kind}.with_hooks", str(notes), False)
+    get(good)
+    bad = running_worker.send(f"{kind}.with_hooks", str(notes), True)
+    with pytest.raises(ValueError, match="boom"):
+        get(bad)
+    wait_for(lambda: "on_failure" in notes.read_text(), "the last hook")
+    assert notes.read_text().splitlines() == [
+        f"before_start {good.id}",
+        f"on_success {good.id}",
+        f"before_start {bad.id}",
+        f"on_failure {bad.id} ValueError",
+    ]
+
+
+@pytest.mark.skipif(celery.VERSION < (5, 7), reason="Celery calls no hook then")
+def test_hooks_that_celery_calls_in_the_worker_are_awaited(running_worker: Running) -> None:
+    notes = running_worker.path("notes")
+    result = running_worker.send("aio.hooks_and_limit", str(notes), time_limit=0.5)
+    with pytest.raises(TimeLimitExceeded):
+        get(result)
+    last = f"on_failure {result.id} TimeLimitExceeded"
+    wait_for(lambda: last in notes.read_text(), "the hook")
 
 
 # -- what costs the child

@@ -11,6 +11,7 @@ from celery_subproc_pool.core.model import (
     ChildState,
     Job,
     JobState,
+    Tracing,
 )
 from celery_subproc_pool.core.outcomes import (
     Answered,
@@ -22,7 +23,22 @@ from tests.support.world import (
     child_of,
     ends,
     kind,
+    world_of_many,
 )
+
+
+def test_concurrency_bounds_the_jobs_of_a_group() -> None:
+    world = world_of_many(2, 5, concurrency=3)
+    jobs = [world.submit(str(n), tracing=Tracing.NEVER) for n in range(5)]
+    assert [job.state for job in jobs] == [JobState.SENT] * 3 + [JobState.QUEUED] * 2
+    world.tell(world.scheduler.replied, child_of(jobs[0]), Ok(id="0"))
+    assert jobs[3].state is JobState.SENT
+    assert jobs[4].state is JobState.QUEUED
+
+
+def test_concurrency_bounds_the_children_of_a_group_without_a_size() -> None:
+    assert [kind(None, concurrency=3).size_for(limit) for limit in (1, 8)] == [1, 3]
+    assert kind(None, max_in_flight=2, concurrency=3).size_for(8) == 2
 
 
 def test_a_job_from_arrival_to_end() -> None:

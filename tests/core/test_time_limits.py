@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from celery_subproc_pool.core.actions import (
+    Cancel,
     Forget,
     Kill,
     Report,
@@ -149,6 +150,21 @@ def test_a_soft_limit_alone_is_told_once() -> None:
     assert world.at(3.0) == [SoftTimeout(job, child, signal.SIGUSR1)]
     assert world.at(1000.0) == []
     assert world.scheduler.next_deadline is None
+
+
+def test_a_child_may_go_on_after_a_soft_limit_that_need_not_end_the_job() -> None:
+    world = world_of_many(1, 5, cancel_grace=1.0)
+    world.scheduler.groups["a"].ends_at_soft_limit = False
+    job, child = world.send(soft_timeout=2.0, timeout=9.0)
+    told = Cancel(child, job, CancelReason.SOFT_TIME_LIMIT)
+    assert world.at(2.0) == [told, SoftTimeout(job, child, None)]
+    other, _ = world.send("other")
+    assert other.child is child
+    actions = world.at(9.0)
+    assert actions == [
+        Resolve(job, TimedOut(9.0), child),
+        Cancel(child, job, CancelReason.TIME_LIMIT),
+    ]
 
 
 def test_a_soft_limit_before_the_request_sends_no_signal() -> None:

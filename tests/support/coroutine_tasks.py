@@ -256,6 +256,50 @@ async def cancels_itself() -> None:
     await asyncio.sleep(1)
 
 
+# -- hooks
+
+
+class WithHooks(Task):
+    abstract = True
+
+    async def note(self, *words: str) -> None:
+        await asyncio.sleep(0)
+        with Path(self.request.args[0]).open("a") as file:
+            file.write(" ".join(words) + "\n")
+
+    async def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        await self.note("before_start", task_id)
+
+    async def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
+        await self.note("on_success", task_id)
+
+    async def on_failure(self, exc: Any, task_id: str, *_: Any) -> None:
+        with Path(self.request.args[0] if self.request.args else _[0][0]).open("a") as file:
+            await asyncio.sleep(0)
+            file.write(f"on_failure {task_id} {type(exc).__name__}\n")
+
+    async def after_return(self, status: str, retval: Any, task_id: str, *_: Any) -> None:
+        await asyncio.sleep(0)
+
+
+@shared_task(name="aio.with_hooks", base=WithHooks)
+async def with_hooks(notes: str, fails: bool) -> None:
+    await asyncio.sleep(0)
+    if fails:
+        raise ValueError("boom")
+
+
+@shared_task(name="plain.with_hooks", base=WithHooks)
+def plain_with_hooks(notes: str, fails: bool) -> None:
+    if fails:
+        raise ValueError("boom")
+
+
+@shared_task(name="aio.hooks_and_limit", base=WithHooks)
+async def hooks_and_limit(notes: str) -> None:
+    await asyncio.Event().wait()
+
+
 # -- soft limits
 
 

@@ -6,15 +6,19 @@ import pytest
 
 from celery_subproc_pool.errors import ProtocolFault
 from celery_subproc_pool.wire.json_lines import encode
-from celery_subproc_pool.wire.messages import Ok
+from celery_subproc_pool.wire.messages import CancelReason, Ok, encode_cancel
 from celery_subproc_pool.wire.python import (
     Answer,
     Ask,
     Notice,
+    Order,
     Released,
+    TaskMessage,
     Traced,
     decode_notice,
+    decode_of_asyncio_child,
     decode_of_tracer,
+    decode_order,
     encode_abandon,
     encode_ask,
 )
@@ -31,6 +35,27 @@ from celery_subproc_pool.wire.python import (
 )
 def test_a_tracer_reads_what_the_worker_writes(notice: Notice) -> None:
     assert decode_notice(encode(notice).rstrip(b"\n")) == notice
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        Order(id="x", cancel=CancelReason.REVOKED),
+        Order(id="x", payload=TaskMessage(task="aio.it", body="[]")),
+    ],
+)
+def test_an_asyncio_child_reads_what_the_worker_writes(order: Order) -> None:
+    assert decode_order(encode(order).rstrip(b"\n")) == order
+
+
+def test_a_cancel_is_an_order() -> None:
+    line = encode_cancel("x", CancelReason.SOFT_TIME_LIMIT)
+    assert decode_order(line) == Order(id="x", cancel=CancelReason.SOFT_TIME_LIMIT)
+
+
+@pytest.mark.parametrize("end", [Traced(id="x", result="1", runtime=0.5), Released(id="x")])
+def test_the_worker_reads_how_a_coroutine_has_ended(end: Traced | Released) -> None:
+    assert decode_of_asyncio_child(encode(end).rstrip(b"\n")) == end
 
 
 @pytest.mark.parametrize("revoked", [True, False])
