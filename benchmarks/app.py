@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -40,6 +41,31 @@ def noop_stored(*args: Any) -> None:
 def sleep(seconds: float) -> None:
     """Wait."""
     time.sleep(seconds)
+
+
+if _settings.get("coroutines"):
+
+    @app.task(name="nap", ignore_result=True)
+    async def nap(seconds: float) -> None:
+        """Wait, and let others work."""
+        await asyncio.sleep(seconds)
+
+    @app.task(name="nap.stored")
+    async def nap_stored(seconds: float) -> None:
+        """As `nap`, with a stored result."""
+        await asyncio.sleep(seconds)
+
+else:
+
+    @app.task(name="nap", ignore_result=True)
+    def nap_in_thread(seconds: float) -> None:
+        """Wait. With gevent, others work meanwhile."""
+        time.sleep(seconds)
+
+    @app.task(name="nap.stored")
+    def nap_in_thread_stored(seconds: float) -> None:
+        """As `nap`, with a stored result."""
+        time.sleep(seconds)
 
 
 # -- what people do today for a program in another language

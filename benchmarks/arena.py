@@ -69,7 +69,7 @@ class Worker:
     def __init__(self, name: str, concurrency: int, broker: str) -> None:
         self.name = name
         self._setup: Setup = SETUPS[name]
-        self._concurrency = concurrency
+        self._concurrency = self._setup.concurrency or concurrency
         self._broker = BROKERS[broker]
         self._id = f"bench-{uuid.uuid4().hex[:12]}"
         self._node = f"{self._id}@localhost"
@@ -128,6 +128,7 @@ class Worker:
             "echo": setup.echo,
             "program": setup.program,
             "signals": setup.signals,
+            "coroutines": setup.coroutines,
         }
         command = [sys.executable, "-m", "celery", "-A", "benchmarks.app", "worker"]
         command += ["-P", setup.pool, "-c", str(self._concurrency), "-l", "WARNING"]

@@ -35,6 +35,7 @@ def _comparisons() -> Iterator[Comparison]:
     yield from _boots()
     yield from _latency()
     yield from _many_children()
+    yield from _coroutines()
     yield from _start()
 
 
@@ -138,6 +139,22 @@ def _many_children() -> Iterator[Comparison]:
         what = metric.rpartition(": ")[2]
         title = f"200 jobs at a time, one child / 200 children: {what}"
         yield Comparison(title, scenario, metric, "multiplexed", "one each")
+
+
+def _coroutines() -> Iterator[Comparison]:
+    for broker, other in (
+        ("rabbitmq", "threads, 200"),
+        ("redis", "threads, 200"),
+        ("redis", "gevent"),
+    ):
+        scenario = f"coroutines, {broker}"
+        for load in ("100 ms, result", "100 ms"):
+            title = f"1000 coroutines / {other}, {load}, {broker}: tasks/s"
+            names = ("asyncio", other)
+            yield Comparison(title, scenario, f"{load}: tasks/s", *names, at_least=1.0)
+            title = "the same: CPU of all processes"
+            yield Comparison(title, scenario, f"{load}: all us", *names)
+        yield Comparison("the same: memory", scenario, "memory", *names)
 
 
 def _start() -> Iterator[Comparison]:

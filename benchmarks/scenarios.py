@@ -73,6 +73,8 @@ def _scenarios(plan: Plan) -> Iterator[tuple[str, Callable[[], Values]]]:
     yield "latency", partial(_latency, plan)
     yield "scale", partial(_scale, plan)
     yield "many jobs in one child", partial(_many, plan)
+    for broker in ("rabbitmq", "redis"):
+        yield f"coroutines, {broker}", partial(_coroutines, plan, broker)
     yield "start", partial(_start, plan)
     yield "limit", partial(_limit, plan)
     yield "the pool alone", partial(_alone, plan)
@@ -90,6 +92,8 @@ def _throughput(up: Mapping[str, Worker], plan: Plan, loads: dict[str, Load]) ->
                 yield number, name, f"{metric}: worker us", 1e6 * sample.cpu / sample.tasks
                 all_cpu = sample.cpu + sample.children_cpu
                 yield number, name, f"{metric}: all us", 1e6 * all_cpu / sample.tasks
+                busiest = max(sample.cpu, sample.children_cpu)
+                yield number, name, f"{metric}: share of one CPU", busiest / sample.seconds
         if number:
             for name, worker in up.items():
                 yield number, name, "memory", worker.memory()
@@ -201,6 +205,20 @@ def _many(plan: Plan) -> Values:
     load = Load("sleep", plan.count(2000), (0.1,))
     with workers(names, 200 if plan.large else 20, "rabbitmq") as up:
         yield from _throughput(up, plan, {"100 ms": load})
+
+
+def _coroutines(plan: Plan, broker: str) -> Values:
+    """Run 1000 tasks of 0.1 s at a time: coroutines in one child, greenlets, and 200 threads.
+
+    On RabbitMQ, a worker with gevent stops after some hundreds of tasks (Celery 5.7, gevent 26).
+    """
+    names: tuple[str, ...] = ("asyncio", "threads, 200")
+    if broker == "redis":
+        names = (*names, "gevent")
+    stored = Load("nap.stored", plan.count(10_000), (0.1,), ignore_result=False)
+    loads = {"100 ms, result": stored, "100 ms": Load("nap", plan.count(10_000), (0.1,))}
+    with workers(names, 1000 if plan.large else 100, broker) as up:
+        yield from _throughput(up, plan, loads)
 
 
 def _start(plan: Plan) -> Values:

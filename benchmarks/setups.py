@@ -40,6 +40,10 @@ class Setup(msgspec.Struct, frozen=True):
     program: list[str] = []
     #: Whether the signals around each task have receivers.
     signals: bool = False
+    #: Whether the task `nap` is a coroutine function.
+    coroutines: bool = False
+    #: The value of ``-c``, if it is not the scenario's.
+    concurrency: int | None = None
     #: More environment variables.
     environ: dict[str, str] = {}
 
@@ -67,4 +71,8 @@ SETUPS = {
     "run python": Setup("prefork", echo="run", program=PYTHON),
     "multiplexed": _sleepers(size=1, max_in_flight=200),
     "one each": _sleepers(),
+    # The app has ordinary tasks too.
+    "asyncio": Setup(OURS, {"subproc_pool": {"python": {"size": 1}}}, coroutines=True),
+    "gevent": Setup("gevent"),
+    "threads, 200": Setup("threads", concurrency=200),
 }
