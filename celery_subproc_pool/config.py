@@ -28,6 +28,7 @@ from .settings import (
     PYTHON,
     REPLAYABLE,
     ROOT,
+    START_CHOICES,
     STDERR_CHOICES,
     TRACERS,
     AsyncioSettings,
@@ -125,6 +126,7 @@ def _python(path: str, value: Any, environ: Mapping[str, str]) -> PythonSettings
     python = _converted(path, value, PythonSettings)
     _check_common(path, python)
     _check_interpreter(path, python, environ)
+    _check_start(path, python)
     _check_replay(path, python)
     return python
 
@@ -133,6 +135,7 @@ def _asyncio(path: str, value: Any, environ: Mapping[str, str]) -> AsyncioSettin
     settings = _converted(path, value, AsyncioSettings)
     _check_common(path, settings)
     _check_interpreter(path, settings, environ)
+    _check_start(path, settings)
     _check_replay(path, settings)
     _check_lifespan(path, settings)
     _check_uvloop(path, settings)
@@ -252,6 +255,15 @@ def _check_interpreter(path: str, python: PythonSettings, environ: Mapping[str, 
         _check_program(f"{path}.wrapper", wrapper[0], python, environ)
     if python.executable is not None:
         _check_program(f"{path}.executable", python.executable, python, environ)
+
+
+def _check_start(path: str, python: PythonSettings) -> None:
+    _check_choice(f"{path}.start", python.start, START_CHOICES)
+    if python.start == "fork" and python.wrapper:
+        raise ConfigError(
+            f"{path}.start: expected 'spawn' where wrapper is set, got 'fork': the wrapper would"
+            " wrap the process that forks the children, and not each child"
+        )
 
 
 def _check_replay(path: str, python: PythonSettings) -> None:

@@ -28,6 +28,7 @@ __all__ = (
     "PYTHON",
     "REPLAYABLE",
     "ROOT",
+    "START_CHOICES",
     "STDERR_CHOICES",
     "TRACERS",
     "UNBOUNDED",
@@ -62,6 +63,9 @@ TRACERS = "tracers"
 
 #: The values of `stderr`.
 STDERR_CHOICES = ("log", "inherit", "null")
+
+#: The values of `start`.
+START_CHOICES = ("auto", "fork", "spawn")
 
 #: The values of `leftovers`.
 LEFTOVERS_CHOICES = ("keep", "kill")
@@ -209,6 +213,12 @@ class PythonSettings(CommonSettings, frozen=True, forbid_unknown_fields=True, kw
     #: As for all groups. The default is prefork's (billiard/pool.py: `_trywaitkill`): ``finally``
     #: blocks run in that time.
     kill_grace: NotNegativeSeconds = 0.1
+    #: How children start: "fork" forks them from a process that has loaded the project, "spawn"
+    #: lets each one load it. "auto" forks where that is safe.
+    start: str = "auto"
+    #: Modules that do not survive a fork, beside those that are known: children are not forked if
+    #: loading the project imports one of them.
+    not_forkable: tuple[Text, ...] = ()
     #: What the worker does before its pool starts and each child repeats: values of `REPLAYABLE`.
     replay: tuple[str, ...] = ("user_preload_options", "celeryd_init", BOOTSTEPS)
     #: Seconds that functions registered with `atexit` may take when a child exits.

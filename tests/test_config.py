@@ -406,7 +406,24 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a misspelt setting of python": (
         {"python": {"exe": "python3"}},
         f".python.exe: no such setting; the settings are {COMMON}, executable, concurrency,"
-        " wrapper, replay, exit_grace",
+        " wrapper, start, not_forkable, replay, exit_grace",
+    ),
+    "another way to start": (
+        {"python": {"start": "thread"}},
+        ".python.start: expected one of auto, fork, spawn, got 'thread'",
+    ),
+    "a wrapper of what is forked": (
+        {"python": {"start": "fork", "wrapper": "cat"}},
+        ".python.start: expected 'spawn' where wrapper is set, got 'fork': the wrapper would wrap"
+        " the process that forks the children, and not each child",
+    ),
+    "a lifespan that is no name": (
+        {"asyncio": {"lifespan": "proj.aio"}},
+        ".asyncio.lifespan: expected 'module:name', got 'proj.aio'",
+    ),
+    "uvloop, which is not installed": (
+        {"asyncio": {"uvloop": True}},
+        ".asyncio.uvloop: expected that uvloop is installed, it is not",
     ),
     "a limit of memory in MiB": (
         {"argv": "cat", "max_memory": 512},

@@ -39,14 +39,17 @@ class Exits:
 
     # -- it can't start
 
-    def spawn_failed(self, child: Child, reason: str, now: float) -> list[Action]:
+    def spawn_failed(self, child: Child, reason: str, details: str, now: float) -> list[Action]:
         """The process of `child` could not be started."""
         slots.forget(child)
         if child.state is ChildState.STOPPING:
             # It was not needed any more.
             child.move(ChildState.GONE)
             return []
-        return self._replacing.replace(child, Cause.NOT_STARTED, reason, now, ChildState.GONE)
+        cause = Cause.NOT_STARTED
+        actions = self._replacing.replace(child, cause, reason, now, ChildState.GONE)
+        self._spawning.note_failure(child.group, details or reason)
+        return actions
 
     def boot_failed(self, child: Child, message: str, now: float) -> list[Action]:
         """`child` said that it can't boot."""

@@ -344,6 +344,7 @@ class Group:
         on_demand: whether it spawns no child until a job waits for one.
         ends_at_soft_limit: whether a child that can cancel has to end a job at its soft limit. If
             not, the job may go on until its hard limit.
+        forks: whether its children are forked from a template, where that is safe.
     """
 
     name: str
@@ -354,6 +355,7 @@ class Group:
     withheld: frozenset[str] = frozenset()
     on_demand: bool = False
     ends_at_soft_limit: bool = True
+    forks: bool = False
 
     slots: list[Slot] = field(default_factory=list, init=False)
     #: By number: all that are not gone, those that are being stopped included.

@@ -9,6 +9,7 @@ import msgspec
 from ..wire.messages import CancelReason, Reply
 
 __all__ = (
+    "UNKNOWN_STATUS",
     "Answered",
     "ChildFacts",
     "Dropped",
@@ -22,6 +23,10 @@ __all__ = (
 )
 
 
+#: The exit status of a process that nobody was told of: the template that had forked it has died.
+UNKNOWN_STATUS = 1 << 16
+
+
 def describe_exit(status: int, killed_by_others: bool = False) -> str:
     """Return a process' exit status as text, in billiard's words.
 
@@ -29,6 +34,8 @@ def describe_exit(status: int, killed_by_others: bool = False) -> str:
         status: as `subprocess.Popen.returncode`: negative is a signal's number.
         killed_by_others: whether it is a SIGKILL that we did not send.
     """
+    if status == UNKNOWN_STATUS:
+        return "with an unknown exitcode, as its template has died before"
     if status >= 0:
         return f"exitcode {status}"
     try:

@@ -142,9 +142,12 @@ class Scheduler:
         """The process of `child` runs."""
         return self._booting.spawned(child, pid, now)
 
-    def spawn_failed(self, child: Child, reason: str, now: float) -> list[Action]:
-        """The process of `child` could not be started."""
-        return self._exits.spawn_failed(child, reason, now)
+    def spawn_failed(
+        self, child: Child, reason: str, now: float, details: str = ""
+    ) -> list[Action]:
+        """The process of `child` could not be started, for `reason`. The `details` are for the case
+        that none of its group can."""
+        return self._exits.spawn_failed(child, reason, details, now)
 
     def ready(self, child: Child, greeting: Ready, pid: int | None, now: float) -> list[Action]:
         """`child` has booted; `pid` is the process that does its work, None if it is unknown."""

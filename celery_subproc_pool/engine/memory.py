@@ -26,19 +26,43 @@ class MemoryMeter:
         self._surveyed_at = float("-inf")
         #: By session: the resident bytes of all its members except the leader.
         self._members: Counter[int] = Counter()
+        #: By pid: when its private memory was counted, how much was resident then, and how much of
+        #: that was private.
+        self._counted: dict[int, tuple[float, int, int]] = {}
 
-    def measure(self, pid: int, now: float) -> int:
+    def measure(self, pid: int, now: float, shares: bool = False) -> int:
         """Return the resident memory of a child and of what it has started, in bytes; 0 if it is
         gone.
 
         Arguments:
             pid: the process that was started for the child, the leader of its session.
             now: monotonic time, in seconds.
+            shares: whether it shares memory with the template that has forked it. That does not
+                count: it would be counted once for each child.
         """
         if now >= self._surveyed_at + SURVEY_INTERVAL:
             self._surveyed_at = now
             self._members = _survey()
-        return _resident(pid) + self._members[pid]
+        own = self._private(pid, now) if shares else _resident(pid)
+        return own + self._members[pid]
+
+    def _private(self, pid: int, now: float) -> int:
+        """Return the resident bytes that `pid` shares with no other process.
+
+        The system counts them page by page. So that is done at most once per `SURVEY_INTERVAL`;
+        what the process has grown by since then is its own.
+        """
+        resident = _resident(pid)
+        counted_at, before, private = self._counted.get(pid, (float("-inf"), 0, 0))
+        if now >= counted_at + SURVEY_INTERVAL:
+            private = _count_private(pid)
+            self._counted[pid] = (now, resident, private)
+            return private
+        return private + max(0, resident - before)
+
+    def forget(self, pid: int) -> None:
+        """Forget the process `pid`, which is gone."""
+        self._counted.pop(pid, None)
 
 
 def _survey() -> Counter[int]:
@@ -51,6 +75,16 @@ def _survey() -> Counter[int]:
             if session not in (own, pid):
                 members[session] += _resident(pid)
     return members
+
+
+def _count_private(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as rollup:
+            # Lines as ``Private_Dirty:      1234 kB`` (proc(5)).
+            fields = [line.split() for line in rollup if line.startswith(b"Private_")]
+    except OSError:
+        return 0
+    return 1024 * sum(int(words[1]) for words in fields)
 
 
 def _resident(pid: int) -> int:

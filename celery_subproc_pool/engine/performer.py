@@ -132,16 +132,11 @@ class Performer:
     def _spawn(self, action: actions.Spawn) -> None:
         child = action.child
         try:
-            running = self._processes.spawn(child)
+            self._processes.spawn(child)
         except (SpawnError, OSError) as exc:
             if self.starting and isinstance(exc, SpawnError):
                 raise
             self._loop.tell(self._scheduler.spawn_failed, child, str(exc))
-            return
-        self._loop.tell(self._scheduler.spawned, child, running.process.pid)
-        if child.group.boot:
-            # If it can't be written, the child's exit tells why.
-            self._descriptors.write(running, child.group.boot)
 
     def _write(self, action: actions.Write) -> None:
         child, job = action.child, action.job

@@ -1,4 +1,4 @@
-"""One child process: spawn, pipes, signals to its process group, reaping.
+"""One child process: its pipes, signals to its process group, reaping.
 
 It moves bytes, knows no message, and decides nothing.
 """
@@ -10,17 +10,14 @@ import fcntl
 import os
 import select
 import signal
-import subprocess
-import sys
 import termios
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
-from ..errors import SpawnError
-from ..wire.environment import STDERR, STDOUT
+from .starting import Forked, Started
 
-__all__ = ("KILL_GRACE", "ChildProcess", "pidfd")
+__all__ = ("KILL_GRACE", "ChildProcess")
 
 #: Seconds that a killed process may take to end.
 KILL_GRACE = 5.0
@@ -33,22 +30,15 @@ class ChildProcess:
     """A process in a session of its own, with non-blocking pipes.
 
     Arguments:
-        argv: the program and its arguments; no shell runs.
-        env: its whole environment.
-        cwd: its working directory; None is the worker's.
-        stderr: where its stderr goes: "log" (a pipe to us), "inherit", "null" or "handover".
-            "handover" is a pipe to us too. In addition the child gets descriptors of the worker's
-            stdout and stderr, to which it changes once it is ready. Their numbers are in the
-            environment as `STDOUT` and `STDERR` (`wire.environment`).
-
-    Raises:
-        SpawnError: the operating system refused.
+        started: the process.
+        streams: our ends of its stdin, its stdout and, if there is a pipe for it, its stderr.
     """
 
     __slots__ = (
+        "_open",
         "_output",
-        "_popen",
         "_rest",
+        "_started",
         "pid",
         "pidfd",
         "stderr",
@@ -57,19 +47,16 @@ class ChildProcess:
         "written",
     )
 
-    def __init__(
-        self, argv: Sequence[str], env: Mapping[str, str], cwd: str | None, stderr: str
-    ) -> None:
-        self._popen = _start(argv, env, cwd, stderr)
-        assert self._popen.stdin is not None
-        assert self._popen.stdout is not None
-        self.pid = self._popen.pid
+    def __init__(self, started: Started, streams: Sequence[int]) -> None:
+        self._started = started
+        self.pid = started.pid
         #: The descriptors; None once closed.
-        self.stdin: int | None = self._popen.stdin.fileno()
-        self.stdout: int | None = self._popen.stdout.fileno()
-        self.stderr: int | None = self._popen.stderr.fileno() if self._popen.stderr else None
+        self.stdin: int | None = streams[0]
+        self.stdout: int | None = streams[1]
+        self.stderr: int | None = streams[2] if len(streams) > 2 else None
+        self._open = list(streams)
         #: Readable once the process has ended; None where the system has no such descriptor.
-        self.pidfd: int | None = pidfd(self.pid)
+        self.pidfd: int | None = started.pidfd
         #: How many bytes `write` has taken and not dropped.
         self.written = 0
         #: Those that the pipe has not taken yet.
@@ -79,6 +66,11 @@ class ChildProcess:
         for descriptor in (self.stdin, self.stdout, self.stderr):
             if descriptor is not None:
                 os.set_blocking(descriptor, False)
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether a template has forked it."""
+        return isinstance(self._started, Forked)
 
     @property
     def unwritten(self) -> bool:
@@ -191,9 +183,11 @@ class ChildProcess:
     def signal(self, pid: int, signum: int) -> bool:
         """Send `signum` to `pid`. Return whether that is a process of the child's group, and the
         worker may signal it."""
-        if self._popen.returncode is not None or self.member(pid) is None:
+        if self._started.reaped or self.member(pid) is None:
             return False
-        return _send(os.kill, pid, signum)
+        if pid == self.pid:
+            return _send(partial(self._started.kill, signum, os.kill))
+        return _send(partial(os.kill, pid, signum))
 
     def kill(self, signum: int) -> bool:
         """Send `signum` to the child's whole group, as long as the child is not reaped.
@@ -202,10 +196,11 @@ class ChildProcess:
             False if it goes on, because the worker may signal nothing in the group: it runs as
             another user.
         """
-        if self._popen.returncode is not None or _send(os.killpg, self.pid, signum):
+        started = self._started
+        if started.reaped or _send(partial(started.kill, signum, os.killpg)):
             return True
         # macOS also refuses to signal a group of zombies.
-        return _has_ended(self.pid) or _send(os.kill, self.pid, 0)
+        return started.status() is not None or _send(partial(started.kill, 0, os.kill))
 
     def ended(self) -> int | None:
         """Return the exit status (as `subprocess.Popen.returncode`), or None if it runs.
@@ -213,30 +208,21 @@ class ChildProcess:
         The child stays a zombie until `reap` or `leave`. Until then, the number of its group can't
         be reused.
         """
-        if self._popen.returncode is not None or not hasattr(os, "waitid"):
-            return self._popen.poll()
-        try:
-            end = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            # Another part of this process has reaped it.
-            return self._popen.poll()
-        if end is None:
-            return None
-        return end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
+        return self._started.status()
 
     def reap(self) -> None:
         """Reap the child, which has ended, and kill what is left of its group."""
         self.kill(signal.SIGKILL)
-        self._popen.poll()
+        self._started.reap()
 
     def leave(self) -> None:
         """Reap the child, which has ended, and let the rest of its group go on."""
-        self._popen.poll()
+        self._started.reap()
 
     def ends_within(self, seconds: float) -> bool:
         """Wait for the child to end. Return whether it has. Without a pidfd, do not wait."""
         if self.pidfd is None:
-            return _has_ended(self.pid)
+            return self._started.status() is not None
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
         return bool(poll.poll(seconds * 1000))
@@ -247,65 +233,23 @@ class ChildProcess:
         Returns:
             Whether it has ended.
         """
-        with suppress(subprocess.TimeoutExpired):
-            self._popen.wait(seconds)
-        return self._popen.returncode is not None
+        return self._started.wait(seconds)
 
     def close_stdin(self) -> None:
         """Close the child's stdin, which tells it to finish. Drop what was not written."""
-        if self.stdin is not None and self._popen.stdin is not None:
-            self.stdin = None
+        if self.stdin is not None:
             self._drop()
-            self._popen.stdin.close()
+            self._open.remove(self.stdin)
+            os.close(self.stdin)
+            self.stdin = None
 
     def close(self) -> None:
         """Close every descriptor that is still open."""
-        for pipe in (self._popen.stdin, self._popen.stdout, self._popen.stderr):
-            if pipe is not None:
-                pipe.close()
-        if self.pidfd is not None:
-            os.close(self.pidfd)
+        for descriptor in (*self._open, self.pidfd):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._open.clear()
         self.stdin = self.stdout = self.stderr = self.pidfd = None
-
-
-def _start(
-    argv: Sequence[str], env: Mapping[str, str], cwd: str | None, stderr: str
-) -> subprocess.Popen[bytes]:
-    """Start a child. Arguments and errors are those of `ChildProcess`."""
-    targets = {"inherit": None, "null": subprocess.DEVNULL}
-    handed_over = _duplicates() if stderr == "handover" else {}
-    try:
-        return subprocess.Popen(
-            argv,
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=targets.get(stderr, subprocess.PIPE),
-            pass_fds=tuple(handed_over.values()),
-            cwd=cwd,
-            env={**env, **{name: str(number) for name, number in handed_over.items()}},
-            # Its own session, and with it its own group: it can be killed with all that it has
-            # started, and a Ctrl-C in the worker's terminal does not reach it.
-            start_new_session=True,
-        )
-    except (OSError, ValueError, subprocess.SubprocessError) as exc:
-        raise SpawnError(f"can't start {argv[0]!r}: {exc}") from exc
-    finally:
-        for number in handed_over.values():
-            os.close(number)
-
-
-def _duplicates() -> dict[str, int]:
-    """Return descriptors to hand over, by the environment variables that tell their numbers."""
-    found = {}
-    streams = ((STDOUT, 1, sys.__stdout__), (STDERR, 2, sys.__stderr__))
-    for name, number, stream in streams:
-        # None: it was closed when this process started. Something else may have its number now.
-        if stream is not None:
-            # It was closed later: there is nothing to hand over.
-            with suppress(OSError):
-                found[name] = os.dup(number)
-    return found
 
 
 def _waiting(pipe: int) -> int:
@@ -315,33 +259,12 @@ def _waiting(pipe: int) -> int:
     return count[0]
 
 
-def pidfd(pid: int | None) -> int | None:
-    """Return a descriptor that is readable once the process has ended; None for no process, and
-    where the system has no such descriptor."""
-    if pid is None or not hasattr(os, "pidfd_open"):
-        return None
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        # This kernel or sandbox has none: exits are seen by polling.
-        return None
-
-
-def _send(send: Callable[[int, int], None], target: int, signum: int) -> bool:
+def _send(send: Callable[[], None]) -> bool:
     """Send a signal. Return False if the worker may not; True also if the target is gone."""
     try:
-        send(target, signum)
+        send()
     except ProcessLookupError:
         pass
     except PermissionError:
         return False
     return True
-
-
-def _has_ended(pid: int) -> bool:
-    if not hasattr(os, "waitid"):
-        return False
-    try:
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    except ChildProcessError:
-        return True

@@ -10,17 +10,22 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Mapping
+from functools import partial
 
-from ..core.model import Child
+from ..core.model import Child, Group
+from ..core.scheduler import Scheduler
+from ..errors import SpawnError
 from ..wire.environment import FIRST, SLOT
 from . import programs, reports
 from .descriptors import Descriptors
 from .guardian import MARK, Guardian
 from .loop import Loop
 from .memory import MemoryMeter
-from .process import KILL_GRACE, ChildProcess, pidfd
+from .process import KILL_GRACE, ChildProcess
 from .remains import Remains
 from .running import RunningChild
+from .starting import Forked, Program, Streams, pidfd
+from .templates import Templates
 
 __all__ = ("Processes",)
 
@@ -30,15 +35,22 @@ class Processes:
 
     Arguments:
         loop: watches the guardian, and looks after what children leave.
+        scheduler: is told when a child's process runs, or can't.
         descriptors: serves the children.
         environ: the environment that children start from.
         owner: the worker's node name. The guardian shows it in its command line.
     """
 
     def __init__(
-        self, loop: Loop, descriptors: Descriptors, environ: Mapping[str, str], owner: str
+        self,
+        loop: Loop,
+        scheduler: Scheduler,
+        descriptors: Descriptors,
+        environ: Mapping[str, str],
+        owner: str,
     ) -> None:
         self._loop = loop
+        self._scheduler = scheduler
         self._descriptors = descriptors
         self._environ = dict(environ)
         self._owner = owner
@@ -49,6 +61,15 @@ class Processes:
         self._guardian_fd: int | None = None
         self._meter = MemoryMeter()
         self._remains = Remains(self._forget_group)
+        self._templates = Templates(
+            loop,
+            self._environment,
+            self._watch_over,
+            self._forget_group,
+            self._forked,
+            self._failed,
+            self._start_unfit,
+        )
 
     def __iter__(self) -> Iterator[RunningChild]:
         """Yield all of them. They may be forgotten meanwhile."""
@@ -64,7 +85,8 @@ class Processes:
         running = self.get(child)
         if running is None:
             return 0
-        return self._meter.measure(running.process.pid, self._loop.clock())
+        process = running.process
+        return self._meter.measure(process.pid, self._loop.clock(), process.shares_memory)
 
     # -- starting
 
@@ -73,23 +95,66 @@ class Processes:
         self._guardian = Guardian(self._owner)
         self._watch_guardian()
 
-    def spawn(self, child: Child) -> RunningChild:
-        """Start the process of `child`, and serve its descriptors.
+    def spawn(self, child: Child) -> None:
+        """Start the process of `child`, or have it forked, and serve its descriptors. The scheduler
+        is told.
 
         Raises:
             SpawnError: the process can't be started.
             OSError: its descriptors can't be served. It has been killed.
         """
+        if self._templates.can_fork(child.group):
+            self._templates.fork(child)
+        else:
+            self._start(child)
+
+    def _start(self, child: Child) -> None:
         assert self._guardian is not None
         settings = child.group.settings
         # A child that reads a boot line can also go on with the worker's own stderr.
         handover = settings.stderr == "inherit" and child.group.boot
         stderr = "handover" if handover else settings.stderr
-        environ = self._environment(child, self._guardian.mark)
-        process = ChildProcess(settings.command, environ, settings.cwd, stderr)
+        environ = self._environment(child.group, child.slot.number)
+        streams = Streams(stderr)
+        try:
+            program = Program(settings.command, environ, settings.cwd, streams)
+        except SpawnError:
+            streams.close_ours()
+            raise
+        finally:
+            streams.close_theirs()
+        running = self._serve(child, ChildProcess(program, streams.ours))
+        self._loop.tell(self._scheduler.spawned, child, program.pid)
+        if child.group.boot:
+            # If it can't be written, the child's exit tells why.
+            self._descriptors.write(running, child.group.boot)
+
+    def _start_unfit(self, child: Child) -> None:
+        try:
+            self._start(child)
+        except (SpawnError, OSError) as exc:
+            self._failed(child, str(exc))
+
+    def _forked(self, child: Child, forked: Forked, streams: list[int]) -> None:
+        try:
+            self._serve(child, ChildProcess(forked, streams))
+        except OSError as exc:
+            self._failed(child, str(exc))
+        else:
+            self._loop.tell(self._scheduler.spawned, child, forked.pid)
+
+    def _failed(self, child: Child, reason: str, details: str = "") -> None:
+        self._loop.tell(partial(self._scheduler.spawn_failed, details=details), child, reason)
+
+    def _serve(self, child: Child, process: ChildProcess) -> RunningChild:
+        """Serve the descriptors of `process`, which is that of `child`.
+
+        Raises:
+            OSError: they can't be served. It has been killed.
+        """
         running = RunningChild(child, process)
         try:
-            self._guardian.watch(process.pid)
+            self._watch_over(process.pid)
             self._descriptors.watch(running)
         except OSError:
             # There are no more descriptors, or the selector has no memory.
@@ -101,15 +166,19 @@ class Processes:
         self._running[child.number] = running
         return running
 
-    def _environment(self, child: Child, mark: str) -> dict[str, str]:
-        group = child.group
+    def _watch_over(self, pid: int) -> None:
+        if self._guardian is not None:
+            self._guardian.watch(pid)
+
+    def _environment(self, group: Group, slot: int = 0) -> dict[str, str]:
+        assert self._guardian is not None
         base = self._environ
         if group.settings.clean_env:
             base = {"PATH": base.get("PATH", os.defpath)}
         elif group.withheld:
             base = {name: base[name] for name in base.keys() - group.withheld}
-        own = {MARK: mark, SLOT: str(child.slot.number)}
-        if group.boot and child.slot.number == 0 and not group.came_up:
+        own = {MARK: self._guardian.mark, SLOT: str(slot)}
+        if group.boot and slot == 0 and not group.came_up:
             own[FIRST] = "1"
         return {**base, **group.settings.env, **own}
 
@@ -147,6 +216,7 @@ class Processes:
         if running is None:
             return
         process = running.process
+        self._meter.forget(process.pid)
         process.close()
         if leaves:
             process.leave()
@@ -168,12 +238,14 @@ class Processes:
         if guardian is not None:
             self._report_leftovers(guardian)
         killed = {running for running in self if running.kill(signal.SIGKILL)}
+        # They reap what they have forked, so they end after that.
         if guardian is not None:
             self._watch_guardian()
             # It ends what is left. Children are reaped only after that, see `remains`.
             guardian.close()
         self._reap_all(killed)
         self._remains.finish()
+        self._templates.kill_all()
 
     def _reap_all(self, killed: set[RunningChild]) -> None:
         """Reap and forget all children. Wait only for those in `killed`, and not for ever."""
@@ -194,6 +266,7 @@ class Processes:
     def _report_leftovers(self, guardian: Guardian) -> None:
         """Log which programs end with the worker, because children have left them running."""
         children = {pid for running in self for pid in (running.process.pid, running.pid)}
+        children.update(self._templates.pids)
         # Not those that are killed with their child, and not those that the log has named before.
         groups = set(self._remains.groups)
         for running in self:
@@ -210,6 +283,7 @@ class Processes:
         for running in self:
             running.process.close()
         self._running.clear()
+        self._templates.disown()
         self._remains.disown()
         if self._guardian is not None:
             self._guardian.disown()

@@ -54,7 +54,7 @@ class Supervisor(Loop):
         super().__init__(scheduler, perform, listener.failed, clock)
         self.scheduler = scheduler
         self._descriptors = Descriptors(self, scheduler)
-        self._processes = Processes(self, self._descriptors, environ, owner)
+        self._processes = Processes(self, scheduler, self._descriptors, environ, owner)
         self._performer = Performer(self, scheduler, listener, self._processes, self._descriptors)
         perform.update(self._performer.handlers)
         keep_from_copies(self)

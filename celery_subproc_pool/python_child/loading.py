@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-import multiprocessing
+import multiprocessing.util
 import os
 import pickle
 import runpy
@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from billiard import process as billiard_process
+from billiard import util as billiard_util
 from billiard.common import REMAP_SIGTERM, TERM_SIGNAME, reset_signals
 from celery import Celery, platforms, signals
 from celery.app import trace
@@ -33,7 +34,7 @@ from .forks import let_copies_end
 from .recipes import make_task
 from .replay import Replay
 
-__all__ = ("load",)
+__all__ = ("after_fork", "begin", "load", "name_process")
 
 logger = logging.getLogger("celery_subproc_pool")
 
@@ -47,20 +48,18 @@ _RESET = ("SIGTERM", "SIGHUP", "SIGTTIN", "SIGTTOU", "SIGUSR1")
 
 def load(
     boot: Boot,
-    name: str,
-    slot: int,
     first: bool = False,
     prepare: Callable[[Celery], None] | None = None,
+    is_template: bool = False,
 ) -> Celery:
-    """Load the project and set up this process for it.
+    """Load the project and set up this process for it, as far as forked children can share that.
 
     Arguments:
         boot: the boot line.
-        name: of this kind of process.
-        slot: this child's place in its group, from 0.
-        first: whether this child logs what is odd about the project. One does, for all.
+        first: whether this process logs what is odd about the project. One does, for all.
         prepare: is called before Celery's tracers are built; by default, it lets coroutines run to
             their end.
+        is_template: whether this process forks children.
 
     Returns:
         The project's app.
@@ -68,7 +67,6 @@ def load(
     Raises:
         Exception: whatever importing the project raises.
     """
-    _name_process(name, boot.hostname, slot)
     # As prefork: Ctrl-C and a remapped SIGTERM are for the worker.
     platforms.signals.reset(*_RESET)
     platforms.signals.ignore("SIGINT", *([TERM_SIGNAME] if REMAP_SIGTERM else []))
@@ -76,17 +74,41 @@ def load(
     app.set_current()
     app.set_default()
     replay = Replay(app, boot.hostname, boot.prelude)
-    _set_up(app, boot, replay, first)
+    _set_up(app, boot, replay, first, logs=not (is_template and _own_log_files()))
     _alive.append(replay)
     (prepare or _let_coroutines_run)(app)
+    _import_what_jobs_need(app, first)
+    return app
+
+
+def begin(app: Celery, boot: Boot, forked: bool) -> None:
+    """Do what each child does for itself, after `load`.
+
+    Arguments:
+        app: the project's app.
+        boot: the boot line.
+        forked: whether a template has forked this process.
+    """
+    app.loader.init_worker_process()
+    # Not before: a tracer keeps the pid of the process in which it was built.
     for name, task in app.tasks.items():
         task.__trace__ = trace.build_tracer(name, task, app.loader, boot.hostname, app=app)
+    if forked and _own_log_files():
+        _set_up_logging(app, boot.hostname)
     signals.worker_process_init.send(sender=boot.hostname)
-    _import_what_jobs_need(app, first)
     # From here on, SIGTERM raises `SystemExit`, and a task's `finally` blocks run.
     reset_signals()
     let_copies_end()
-    return app
+
+
+def after_fork() -> None:
+    """Do in a forked child what `multiprocessing` and billiard do in theirs. Python itself does
+    what is registered with `os.register_at_fork`, and seeds `random` anew."""
+    multiprocessing.util._run_after_forkers()  # type: ignore[attr-defined]
+    billiard_util._run_after_forkers()
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()
 
 
 def _let_coroutines_run(app: Celery) -> None:
@@ -94,7 +116,7 @@ def _let_coroutines_run(app: Celery) -> None:
     await_tasks(app, run_to_end)
 
 
-def _set_up(app: Celery, boot: Boot, replay: Replay, first: bool) -> None:
+def _set_up(app: Celery, boot: Boot, replay: Replay, first: bool, logs: bool) -> None:
     """Do what a worker does before it forks, in the same order."""
     replay.through("user_preload_options")
     if boot.options:
@@ -110,8 +132,8 @@ def _set_up(app: Celery, boot: Boot, replay: Replay, first: bool) -> None:
     app.finalize()
     _complete(app, boot, first)
     install_fixups(app)
-    app.loader.init_worker_process()
-    _set_up_logging(app, boot.hostname)
+    if logs:
+        _set_up_logging(app, boot.hostname)
     trace.setup_worker_optimizations(app, boot.hostname)
     replay.through(BOOTSTEPS, "celeryd_after_setup")
     lacking = take_over(app, boot.settings)
@@ -119,7 +141,7 @@ def _set_up(app: Celery, boot: Boot, replay: Replay, first: bool) -> None:
         _complain(replay.complaints(), lacking)
 
 
-def _name_process(name: str, hostname: str, slot: int) -> None:
+def name_process(name: str, hostname: str, slot: int) -> None:
     """Name this process for logs and `ps`, and number it for ``%i`` in a log file's name."""
     billiard = billiard_process.current_process()
     billiard.index = slot
@@ -224,6 +246,12 @@ def _complain(complaints: list[str], lacking: dict[str, str]) -> None:
             name,
             reason,
         )
+
+
+def _own_log_files() -> bool:
+    """Return whether each child has a log file of its own: its name has the child's number."""
+    name = os.environ.get("CELERY_LOG_FILE") or ""
+    return "%i" in name or "%I" in name
 
 
 def _set_up_logging(app: Celery, hostname: str) -> None:

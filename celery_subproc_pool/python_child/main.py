@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, NoReturn, Protocol
 from ..serve import flush_prints, take_wire, write_all
 from ..wire.environment import FIRST, SLOT, STDERR, STDOUT
 from .frames import is_ours
+from .template import audit, serve_forks, template_socket
 
 __all__ = ("boot_and_serve", "main")
 
@@ -60,13 +61,25 @@ def boot_and_serve(
     """
     requests, replies = take_wire()
     stdout, stderr = _inherited(STDOUT), _inherited(STDERR)
+    orders = template_socket()
     try:
         boot = _read_boot(requests)
         _enter_project(boot)
         from . import loading
 
+        loading.name_process(name, boot.hostname, int(os.environ.get(SLOT, "0")))
         first = os.environ.pop(FIRST, None) is not None
-        app = loading.load(boot, name, int(os.environ.get(SLOT, "0")), first, prepare)
+        app = loading.load(boot, first, prepare, orders is not None)
+        if orders is not None:
+            requests.close()
+            birth = serve_forks(orders, replies, audit(orders, boot.not_forkable))
+            # This is a forked child.
+            requests, replies = os.fdopen(birth.requests, "rb"), birth.replies
+            stdout, stderr = birth.stdout, birth.stderr
+            os.environ[SLOT] = str(birth.slot)
+            loading.name_process(name, boot.hostname, birth.slot)
+            loading.after_fork()
+        loading.begin(app, boot, forked=orders is not None)
         child = make(app, boot, requests, replies)
     except Exception as exc:
         _say(replies, status="fatal", message=_why(exc))

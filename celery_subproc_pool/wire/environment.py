@@ -6,7 +6,7 @@ is defined in `engine/guardian.py`, which is a script of its own.
 
 from __future__ import annotations
 
-__all__ = ("FIRST", "SLOT", "STDERR", "STDOUT")
+__all__ = ("FIRST", "SLOT", "STDERR", "STDOUT", "TEMPLATE")
 
 #: A child's place in its group, from 0 on.
 SLOT = "CELERY_SUBPROC_POOL_SLOT"
@@ -17,3 +17,6 @@ FIRST = "CELERY_SUBPROC_POOL_FIRST"
 #: The descriptors of the worker's own stdout and stderr, handed over to a Python child.
 STDOUT = "CELERY_SUBPROC_POOL_STDOUT"
 STDERR = "CELERY_SUBPROC_POOL_STDERR"
+
+#: Set for a template: the descriptor of the socket by which the worker asks it to fork.
+TEMPLATE = "CELERY_SUBPROC_POOL_TEMPLATE"

@@ -134,7 +134,8 @@ def groups(
         child = settings.python.as_child(command(settings.python))
         boot = boot_line(app, settings, PYTHON, hostname, routes.external, worker)
         _warn_of_unseen(app, settings.python, hostname, worker)
-        found[PYTHON] = group(PYTHON, child, boot=boot, decode=python.decode_traced)
+        forks = _forks(settings.python)
+        found[PYTHON] = group(PYTHON, child, boot=boot, decode=python.decode_traced, forks=forks)
     if has_asyncio:
         check_executable(settings.asyncio, ASYNCIO)
         found[ASYNCIO] = group(
@@ -173,6 +174,17 @@ def _bounded(name: str, child: ChildSettings, limit: int) -> ChildSettings:
         name if name == PYTHON else f"children.{name}",
     )
     return msgspec.structs.replace(child, size=most)
+
+
+def _forks(settings: PythonSettings) -> bool:
+    """Return whether children are to be forked: the system must tell of the ends of processes that
+    are not our own children. A wrapper is meant to wrap each child."""
+    return (
+        settings.start != "spawn"
+        and not settings.prefix
+        and os.path.isdir("/proc/self/task")
+        and hasattr(os, "pidfd_open")
+    )
 
 
 def usable_cpus() -> int:
@@ -306,6 +318,7 @@ def boot_line(
         prelude=replay.note(app, hostname, worker, context, (theirs or settings.python).replay),
         traces=traces,
         exit_grace=common.exit_grace,
+        not_forkable=list(theirs.not_forkable) if theirs is not None else [],
         aio=_of_asyncio(settings.asyncio) if group == ASYNCIO else None,
         **_how_to_get(app),
     )

@@ -30,6 +30,7 @@ OTHERS = {
     "decode",
     "withheld",
     "ends_at_soft_limit",
+    "forks",
     "slot",
 }
 

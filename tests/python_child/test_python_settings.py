@@ -206,7 +206,7 @@ def test_the_worker_is_ready_when_its_children_are_booted_in_parallel(
         f"    while len(os.listdir({str(meeting)!r})) < 4: time.sleep(0.005)\n"
     )
     log = tmp_path / "signals"
-    project = project_with(tmp_path, code=code)
+    project = project_with(tmp_path, code=code, start="spawn")
     with project.worker(*POOL, "-c", "4", SIGNALS_LOG=str(log)) as worker:
         ready = {int(line.split()[1]) for line in log.read_text().splitlines() if "init" in line}
         assert ready == {child.pid for child in worker.children()}
@@ -264,7 +264,7 @@ def test_a_child_that_fails_to_boot_is_tried_again_while_others_serve(tmp_path: 
         f" and not os.path.exists({str(failed)!r}):\n"
         f"        open({str(failed)!r}, 'w').close(); os._exit(7)\n"
     )
-    project = project_with(tmp_path, code=code)
+    project = project_with(tmp_path, code=code, start="spawn")
     with project.worker(*POOL, "-c", "2") as worker:
         assert "Child python#1" in worker.log
         wait_for(lambda: len(worker.children()) == 2, "the second child")

@@ -212,8 +212,21 @@ class Worker:
         return self.process.wait(DEADLINE)
 
     def children(self) -> list[psutil.Process]:
-        """Return the pool's children: the worker's, without the guardian and without tracers."""
-        return [child for child, words in self._processes() if not _is_helper(words)]
+        """Return the pool's children: the worker's, and those that templates have forked. Without
+        the guardian, tracers and templates."""
+        found = []
+        for child, words in self._processes():
+            if _is_template(child):
+                # It may have just ended.
+                with suppress(psutil.Error):
+                    found += child.children()
+            elif not _is_helper(words):
+                found.append(child)
+        return found
+
+    def templates(self) -> list[psutil.Process]:
+        """Return the pool's templates."""
+        return [child for child, _ in self._processes() if _is_template(child)]
 
     def tracers(self) -> list[psutil.Process]:
         """Return the pool's tracers."""
@@ -240,6 +253,12 @@ class Worker:
 
 def _is_tracer(words: list[str]) -> bool:
     return TRACER in words or any(map(TRACERS_TITLE.search, words))
+
+
+def _is_template(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return "CELERY_SUBPROC_POOL_TEMPLATE" in process.environ()
+    return False
 
 
 def _is_helper(words: list[str]) -> bool:
