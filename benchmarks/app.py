@@ -23,6 +23,11 @@ from .setups import VARIABLE
 
 _settings: dict[str, Any] = json.loads(os.environ.get(VARIABLE) or "{}")
 
+if _settings.get("django"):
+    from .django_app import set_up
+
+    set_up()
+
 app = Celery("benchmarks.app")
 app.conf.update(_settings.get("conf", {}))
 

@@ -129,6 +129,7 @@ class Worker:
             "program": setup.program,
             "signals": setup.signals,
             "coroutines": setup.coroutines,
+            "django": setup.django,
         }
         command = [sys.executable, "-m", "celery", "-A", "benchmarks.app", "worker"]
         command += ["-P", setup.pool, "-c", str(self._concurrency), "-l", "WARNING"]
@@ -233,9 +234,14 @@ class Worker:
     # -- what the system knows about it
 
     def children(self) -> list[psutil.Process]:
-        """Return the processes that do the jobs, without our guardian and tracers."""
-        found = psutil.Process(self._process.pid).children()
-        return [each for each in found if each.is_running() and not _is_helper(each)]
+        """Return the processes that do the jobs, without our guardian, tracers and templates."""
+        found = []
+        for each in psutil.Process(self._process.pid).children():
+            if _is_template(each):
+                found += each.children()
+            elif not _is_helper(each):
+                found.append(each)
+        return [each for each in found if each.is_running()]
 
     def _children_cpu(self) -> float:
         """Return the CPU seconds of all processes below the worker, with those that have ended."""
@@ -263,6 +269,12 @@ class Worker:
 def _is_helper(process: psutil.Process) -> bool:
     """Return whether it is our guardian or a tracer."""
     return _runs(process, "guardian.py") or _runs(process, "celery_subproc_pool.tracer.main")
+
+
+def _is_template(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return "CELERY_SUBPROC_POOL_TEMPLATE" in process.environ()
+    return False
 
 
 def _is_guardian(process: psutil.Process) -> bool:

@@ -37,6 +37,7 @@ def _comparisons() -> Iterator[Comparison]:
     yield from _many_children()
     yield from _coroutines()
     yield from _start()
+    yield from _django()
 
 
 def _python(broker: str, size: int) -> Iterator[Comparison]:
@@ -161,6 +162,22 @@ def _start() -> Iterator[Comparison]:
     for metric in ("seconds to ready", "seconds to a job after a kill"):
         title = f"Python children / prefork: {metric}"
         yield Comparison(title, "start", metric, "python", "prefork")
+
+
+def _django() -> Iterator[Comparison]:
+    names = ("python, Django", "prefork, Django")
+    for metric, most in (
+        ("memory after 400 tasks", 0.55),
+        ("memory after 20000 tasks", 0.55),
+        ("seconds to ready", 1.0),
+    ):
+        title = f"a Django app, -c 8, Python children / prefork: {metric}"
+        yield Comparison(title, "Django", metric, *names, at_most=most)
+        title = "the same, children spawned"
+        yield Comparison(title, "Django", metric, "python, Django, spawned", names[1])
+    title = "the same app, --max-tasks-per-child 1, -c 2: tasks/s"
+    metric = "fresh processes: tasks/s"
+    yield Comparison(title, "Django", metric, "python, fresh", "prefork, fresh", at_least=20)
 
 
 COMPARISONS = tuple(_comparisons())

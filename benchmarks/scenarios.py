@@ -76,6 +76,7 @@ def _scenarios(plan: Plan) -> Iterator[tuple[str, Callable[[], Values]]]:
     for broker in ("rabbitmq", "redis"):
         yield f"coroutines, {broker}", partial(_coroutines, plan, broker)
     yield "start", partial(_start, plan)
+    yield "Django", partial(_django, plan)
     yield "limit", partial(_limit, plan)
     yield "the pool alone", partial(_alone, plan)
 
@@ -233,6 +234,25 @@ def _start(plan: Plan) -> Values:
             for name, worker in up.items():
                 task = "echo.stored" if name == "external" else "noop.stored"
                 yield number, name, "seconds to a job after a kill", worker.recovery(task)
+
+
+def _django(plan: Plan) -> Values:
+    """Measure what a project of middle size costs in memory and at its start."""
+    names = ("prefork, Django", "python, Django", "python, Django, spawned")
+    size = 8 if plan.large else 2
+    for number in range(1, plan.rounds + 1):
+        for name in names:
+            with workers((name,), size, "rabbitmq") as up:
+                worker = up[name]
+                yield number, name, "seconds to ready", worker.start_time
+                for count in (400, 20_000) if number == 1 and plan.large else (400,):
+                    worker.serve(Load("noop.stored", plan.count(count), ignore_result=False))
+                    yield number, name, f"memory after {count} tasks", worker.memory()
+    with workers(("prefork, fresh", "python, fresh"), 2, "rabbitmq") as up:
+        for number in range(1, plan.rounds + 1):
+            for name, worker in up.items():
+                sample = worker.serve(Load("noop", plan.count(20 if "prefork" in name else 200)))
+                yield number, name, "fresh processes: tasks/s", sample.tasks / sample.seconds
 
 
 def _limit(plan: Plan) -> Values:

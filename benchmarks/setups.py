@@ -42,6 +42,8 @@ class Setup(msgspec.Struct, frozen=True):
     signals: bool = False
     #: Whether the task `nap` is a coroutine function.
     coroutines: bool = False
+    #: Whether the app is that of a Django project of middle size.
+    django: bool = False
     #: The value of ``-c``, if it is not the scenario's.
     concurrency: int | None = None
     #: More environment variables.
@@ -55,6 +57,9 @@ def _external(argv: list[str], **settings: Any) -> Setup:
 def _sleepers(**settings: Any) -> Setup:
     return _external(SLEEPER, handshake=True, **settings)
 
+
+#: Each task has a process of its own.
+FRESH = {"worker_max_tasks_per_child": 1}
 
 SETUPS = {
     "floor": Setup("custom", environ={"CELERY_CUSTOM_WORKER_POOL": "benchmarks.floor:Pool"}),
@@ -72,6 +77,13 @@ SETUPS = {
     "multiplexed": _sleepers(size=1, max_in_flight=200),
     "one each": _sleepers(),
     # The app has ordinary tasks too.
+    "prefork, Django": Setup("prefork", django=True),
+    "python, Django": Setup(OURS, django=True),
+    "python, Django, spawned": Setup(
+        OURS, {"subproc_pool": {"python": {"start": "spawn"}}}, django=True
+    ),
+    "prefork, fresh": Setup("prefork", FRESH, django=True),
+    "python, fresh": Setup(OURS, FRESH, django=True),
     "asyncio": Setup(OURS, {"subproc_pool": {"python": {"size": 1}}}, coroutines=True),
     "gevent": Setup("gevent"),
     "threads, 200": Setup("threads", concurrency=200),
