@@ -1263,7 +1263,7 @@ def test_detach_and_pidfile(tmp_path: Path, broker: str) -> None:
         wait_for(lambda: log.exists() and " ready." in log.read_text(), "the worker")
         pid = int(pidfile.read_text())
         pids = {pid_of(place, kind) for kind in KINDS}
-        assert pids <= {process.pid for process in psutil.Process(pid).children()}
+        assert pids <= {process.pid for process in psutil.Process(pid).children(recursive=True)}
         os.kill(pid, signal.SIGTERM)
         wait_for(lambda: not pidfile.exists(), "the worker's end")
 

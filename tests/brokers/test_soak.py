@@ -227,8 +227,17 @@ class Soak:
 
     def make_trouble(self, worker: Worker) -> None:
         """Kill a child, or stop one. Less often a tracer: all that goes through it comes again."""
-        traces = self.random.random() < 0.04
-        child = self.random.choice((worker.tracers() if traces else worker.children()) or [None])
+        share = self.random.random()
+        traces = share < 0.04
+        if traces:
+            chosen = worker.tracers()
+        elif share < 0.07:
+            # Its children go on.
+            self.trouble["a template"] += 1
+            chosen = worker.templates()
+        else:
+            chosen = worker.children()
+        child = self.random.choice(chosen or [None])
         if child is None:
             return
         signum = self.random.choice([signal.SIGKILL] * 4 + [signal.SIGSEGV, signal.SIGSTOP])
@@ -262,6 +271,14 @@ class Soak:
             time.sleep(0.1)
         self.cuts.append(time.monotonic())
         self.proxy.cut()
+
+    def serving(self) -> int:
+        """Return how many children and tracers serve."""
+        replies = self.project.app.control.broadcast(
+            "subproc", reply=True, destination=[self.project.node], timeout=10, limit=1
+        )
+        rows = [row for reply in replies for row in next(iter(reply.values()))]
+        return sum(row["state"] in ("idle", "busy") for row in rows)
 
     # -- what must hold
 
@@ -339,8 +356,7 @@ def test_soak(broker: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
             before = process.num_fds()
             soak.resident.clear()
             soak.run(worker, SECONDS)
-            wait_for(lambda: len(worker.children()) == 8 + 4 + 1, "all children")
-            wait_for(lambda: len(worker.tracers()) == TRACERS, "all tracers")
+            wait_for(lambda: soak.serving() == 8 + 4 + 1 + TRACERS, "all children and tracers")
             after = process.num_fds()
             assert worker.stop() == 0
         with Connection(BROKERS[broker]) as connection:

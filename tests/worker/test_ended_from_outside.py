@@ -220,10 +220,11 @@ def test_a_warm_stop_ends_though_an_accepted_job_waits_for_children_that_cannot_
 ) -> None:
     """What was acknowledged fails; the rest stays with the broker, and is done by the next worker.
 
-    Their child ends before it has read them, and none can follow.
+    Their child ends before it has read them, and none can follow. (A template would go on forking.)
     """
     broken = tmp_path / "broken"
-    place = Workplace(tmp_path, broker, BREAKABLE.format(path=str(broken)), subproc_pool={})
+    spawned = {"python": {"start": "spawn"}}
+    place = Workplace(tmp_path, broker, BREAKABLE.format(path=str(broken)), subproc_pool=spawned)
     pool = ("-P", POOL, "-c", "2")
     with closing(place):
         with place.project.worker(*pool) as worker:
