@@ -44,7 +44,7 @@ MAY_USE: dict[str, set[str]] = {
     "core": {"msgspec"},
     "engine": {"psutil"},
     "python_child": {"billiard", "celery", "click", "greenlet", "kombu", "msgspec"},
-    "asyncio_child": {"billiard", "celery", "greenlet", "uvloop"},
+    "asyncio_child": {"asgiref", "billiard", "celery", "django", "greenlet", "uvloop"},
     "tracer": {"billiard", "celery", "greenlet"},
     "worker": {"billiard", "celery", "click", "kombu", "msgspec"},
     "cli": {"celery", "click"},

@@ -20,6 +20,7 @@ from ..serve import flush_prints, write_all
 from ..wire.json_lines import encode
 from ..wire.messages import CancelReason, Feature
 from ..wire.python import AsyncioBoot, Boot, Order, Released, decode_order
+from .databases import care_for_databases
 from .lifespan import no_lifespan, open_lifespan
 from .traces import CoroutineTrace
 from .watchdog import Watchdog
@@ -79,6 +80,7 @@ class AsyncioChild:
             Exception: whatever the lifespan raises.
         """
         asyncio.set_event_loop(self._loop)
+        CoroutineTrace.after_failure = care_for_databases(self._app)
         self._main = self._loop.create_task(self._live())
         self._main.add_done_callback(lambda _: self._loop.stop())
         self._loop.run_forever()

@@ -10,13 +10,14 @@ import asyncio
 import builtins
 import contextvars
 import sys
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import ContextVar
 from types import NoneType
 from types import coroutine as generator_coroutine
 from typing import Any, ClassVar
 
 from billiard.exceptions import SoftTimeLimitExceeded
+from celery.utils.log import get_logger
 from greenlet import getcurrent
 
 from ..errors import CoroutineCancelledError
@@ -25,6 +26,8 @@ from ..python_child.frames import is_ours
 from ..python_child.traces import Trace, current_trace
 
 __all__ = ("CURRENT", "CoroutineTrace", "await_in_trace")
+
+logger = get_logger(__name__)
 
 #: Python 3.10 has none.
 _Group: Any = getattr(builtins, "BaseExceptionGroup", ())
@@ -61,6 +64,8 @@ class CoroutineTrace(Trace):
 
     #: The trace whose synchronous code runs now: hooks, receivers of signals, the result backend.
     at_work: ClassVar[CoroutineTrace | None] = None
+    #: Is awaited when a coroutine has failed.
+    after_failure: ClassVar[Callable[[], Awaitable[None]] | None] = None
 
     def __init__(
         self,
@@ -179,7 +184,17 @@ class CoroutineTrace(Trace):
         try:
             return await self._steps(coroutine), None
         except BaseException as exc:
+            await self._clean_up()
             return None, exc
+
+    async def _clean_up(self) -> None:
+        """Look after what the failure of a coroutine may have left broken for the next ones."""
+        if CoroutineTrace.after_failure is None or self.cancelled:
+            return
+        try:
+            await CoroutineTrace.after_failure()
+        except Exception as exc:
+            logger.warning("Clean-up after the failure of %s has failed: %r", self.title, exc)
 
     @generator_coroutine
     def _steps(self, coroutine: Coroutine[Any, Any, Any]) -> Generator[Any, None, Any]:
