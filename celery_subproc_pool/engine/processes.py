@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 from ..core.model import Child, Group
 from ..core.scheduler import Scheduler
@@ -87,6 +88,10 @@ class Processes:
             return 0
         process = running.process
         return self._meter.measure(process.pid, self._loop.clock(), process.shares_memory)
+
+    def template_of(self, group: str) -> dict[str, Any] | None:
+        """Return facts of the template of `group`; None if there is none."""
+        return self._templates.facts(group)
 
     # -- starting
 

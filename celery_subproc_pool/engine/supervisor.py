@@ -133,6 +133,12 @@ class Supervisor(Loop):
         gone."""
         return self._processes.memory_of(child)
 
+    def template_of(self, group: str) -> dict[str, Any] | None:
+        """Return facts of the template of `group`: its ``pid``, whether it is ``ready``, how many
+        ``children`` it has, how many ``forks`` it has done, and the mean seconds of a ``fork``.
+        None if there is none."""
+        return self._processes.template_of(group)
+
     def last_words(self, group: str) -> tuple[str, ...]:
         """Return the last lines of stderr of the last child of `group` that did not come up."""
         return self._performer.last_words.get(group, ())

@@ -47,6 +47,11 @@ class Template:
         self.is_gone = False
         #: Children that it has not forked yet, in order, each with its pipes once it was asked.
         self.awaited: dict[int, tuple[Child, Streams | None]] = {}
+        #: How many children it has forked, and the seconds that this took, from asking on.
+        self.forks = 0
+        self.seconds = 0.0
+        #: When it was asked for each child that it has still to fork.
+        self.asked_at: dict[int, float] = {}
         #: The pids of its children that are not reaped.
         self.children: set[int] = set()
         self.lines = LineBuffer(LONGEST_LINE)

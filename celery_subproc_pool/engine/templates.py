@@ -112,6 +112,7 @@ class Templates:
             self._fail(template, child, f"its template can't be asked: {exc}")
         else:
             template.awaited[child.number] = (child, streams)
+            template.asked_at[child.number] = self._loop.clock()
             self._expect(template)
         finally:
             streams.close_theirs()
@@ -283,6 +284,8 @@ class Templates:
         child, streams = template.awaited.pop(number)
         assert streams is not None
         self._expect(template)
+        template.forks += 1
+        template.seconds += self._loop.clock() - template.asked_at.pop(number)
         descriptor = pidfd(pid)
         template.children.add(pid)
         if descriptor is None:
@@ -362,6 +365,19 @@ class Templates:
                 if template.is_ready:
                     reason = f"its template did not fork it within {FORK_PATIENCE:g} s"
                 self._lose(template, reason)
+
+    def facts(self, group: str) -> dict[str, Any] | None:
+        """Return what `inspect stats` says of the template of `group`; None if there is none."""
+        template = self._current.get(group)
+        if template is None:
+            return None
+        return {
+            "pid": template.pid,
+            "ready": template.is_ready,
+            "children": len(template.children),
+            "forks": template.forks,
+            "fork": round(template.seconds / template.forks, 6) if template.forks else None,
+        }
 
     @property
     def pids(self) -> list[int]:

@@ -117,7 +117,10 @@ class Session:
             # An external job that is traced counts once.
             others = [group for name, group in groups.items() if name != TRACERS]
             written = stats.writes(others, engine.writing)
-            return written, {name: stats.group_facts(group) for name, group in groups.items()}
+            facts = {name: stats.group_facts(group) for name, group in groups.items()}
+            for name in groups:
+                facts[name]["template"] = engine.template_of(name)
+            return written, facts
 
         return engine.ask(look, ANSWER_PATIENCE)
 

@@ -104,6 +104,8 @@ def test_a_killed_child_is_forked_anew(tmp_path: Path) -> None:
     place = project(tmp_path)
     with place.worker(*POOL, "-c", "2") as worker:
         template = template_of(worker)
+        facts = worker.stats()["groups"]["python"]["template"]
+        assert (facts["pid"], facts["forks"], facts["children"]) == (template.pid, 2, 2)
         first, second = look_at_all(place, 2)
         os.kill(first, signal.SIGKILL)
         wait_for(lambda: f"(pid {first}) is replaced: it exited: signal 9" in worker.log, "the log")
