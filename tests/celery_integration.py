@@ -12,7 +12,12 @@ Each run has a Redis server of its own: the tests read and write database 0, and
 subscriptions of all clients. So the tests are shared out to several workers, which run at once for
 both pools: they wait most of the time.
 
+With `--coroutines`, our workers have `async def` tasks of the same names
+(`celery_integration_coroutines.py`). Their jobs run in asyncio children, and the tests must not
+notice. Prefork, which can't await, keeps the tasks as they are.
+
     python -m tests.celery_integration
+    python -m tests.celery_integration --coroutines --quick
     python -m tests.celery_integration --pool prefork -k chord
 """
 
@@ -37,8 +42,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from tests.celery_integration_coroutines import copy_with_coroutines
+
 PREFORK = "prefork"
 OURS = "celery_subproc_pool:Pool"
+
+#: Beside Celery's source distribution: what `--coroutines` makes of it.
+COROUTINES = "coroutines"
 
 FOLDER = "t/integration/"
 MODULES = ("test_tasks.py", "test_canvas.py", "test_inspect.py")
@@ -176,7 +186,11 @@ class Run:
         only: Sequence[str] = (),
     ) -> None:
         self.pool = pool
-        self._source = source
+        self._coroutines = options.coroutines and pool == OURS
+        #: Where the worker finds its tasks.
+        self._tasks = source.parent / COROUTINES if self._coroutines else source
+        #: Where pytest runs. It may be the worker, too.
+        self._source = self._tasks if share is None else source
         self._options = options
         self._share = share
         self._only = only
@@ -231,6 +245,8 @@ class Run:
             "limit": TEST_LIMIT,
             "slow_limit": SLOW_LIMIT,
             "worker_log": str(self._worker_log),
+            "tasks": str(self._tasks),
+            "coroutines": self._coroutines,
             "results": str(self._results),
         }
         return {
@@ -355,6 +371,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--shares", type=int, default=3, help="how many workers share the tests, for each pool")
     add("--quick", action="store_true", help="leave out the slowest tests")
     add("--in-process", action="store_true", help="only the tests that need the worker in a thread")
+    add("--coroutines", action="store_true", help="our pool's workers have async def tasks")
     add("-k", dest="keyword", default="", metavar="EXPRESSION", help="as for pytest")
     return parser.parse_args(arguments)
 
@@ -371,7 +388,10 @@ def main() -> int:
     logs = Path(tempfile.mkdtemp(prefix="celery-integration-"))
     print(f"logs of the workers and of pytest, kept if not all is well: {logs}", flush=True)
     with tempfile.TemporaryDirectory() as directory:
-        well = check(pools, fetch_tests(Path(directory)), logs, options)
+        source = fetch_tests(Path(directory))
+        if options.coroutines:
+            copy_with_coroutines(source, source.parent / COROUTINES)
+        well = check(pools, source, logs, options)
     if well:
         shutil.rmtree(logs)
     return 0 if well else 1

@@ -62,7 +62,13 @@ class Worker:
 
     def start(self) -> None:
         """Start the worker and wait until it answers."""
-        environ = {**os.environ, "PYTHONUNBUFFERED": "1", "C_FORCE_ROOT": "1"}
+        path = os.pathsep.join([self._options["tasks"], os.environ["PYTHONPATH"]])
+        environ = {
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",
+            "C_FORCE_ROOT": "1",
+            "PYTHONPATH": path,
+        }
         with self._log.open("a") as log:
             self._process = subprocess.Popen(
                 [
@@ -127,14 +133,25 @@ class Plugin:
         if self._in_process:
             arguments.update(pool=self._options["pool"], concurrency=self._options["concurrency"])
             with start_worker_in_thread(app, **arguments):
+                self._check_children(app)
                 yield
             return
         self._worker = Worker(app, self._options)
         self._worker.start()
         try:
+            self._check_children(app)
             yield
         finally:
             self._worker.stop()
+
+    def _check_children(self, app: Celery) -> None:
+        """Exit if no children await coroutines though there should be some: all would pass."""
+        if not self._options["coroutines"]:
+            return
+        replies = app.control.broadcast("subproc", reply=True, timeout=START_LIMIT, limit=1)
+        rows = [row for reply in replies for rows in reply.values() for row in rows]
+        if "asyncio" not in {row["group"] for row in rows}:
+            pytest.exit(f"the worker has no asyncio children: {rows}", returncode=4)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Function]) -> None:

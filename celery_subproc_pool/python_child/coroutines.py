@@ -21,10 +21,12 @@ from typing import Any
 from celery import Celery, Task, _state
 
 from ..settings import CELERY_PREFIX
+from .errbacks import is_errback, prepare_errbacks
 from .stacks import keep_stacks_in_context
 
 __all__ = (
     "Await",
+    "await_errbacks",
     "await_hooks",
     "await_tasks",
     "is_async",
@@ -65,6 +67,12 @@ def await_tasks(app: Celery, wait: Await) -> None:
     """Let the bodies and hooks of all tasks of `app` be awaited, as `let_await` does."""
     for task in app.tasks.values():
         let_await(task, wait)
+    await_errbacks(wait)
+
+
+def await_errbacks(wait: Await) -> None:
+    """Let the bodies of tasks be awaited where Celery calls them as errbacks in this process."""
+    prepare_errbacks(functools.partial(let_await, wait=wait))
 
 
 def await_hooks(app: Celery) -> None:
@@ -122,6 +130,8 @@ def _wait_for_body(task: Task, wait: Await, coroutine: Coroutine[Any, Any, Any])
     """Await the body of `task` if Celery has called it. If other code has, return the coroutine:
     that code awaits it, ``await other_task(1)``."""
     request = task.request
+    if is_errback():
+        return wait(coroutine, False)
     if _is_called_by_celery():
         return wait(coroutine, True)
     if request.called_directly or _BEGUN in vars(request):

@@ -25,7 +25,7 @@ from .. import PACKAGE, config
 from ..core import stats
 from ..core.scheduler import Scheduler
 from ..errors import ConfigError, SpawnError
-from ..python_child.coroutines import await_hooks
+from ..python_child.coroutines import await_errbacks, await_hooks, run_to_end
 from ..settings import ROOT
 from . import banner, control, launch
 from .admission import Admission, WorkerLimits, seconds
@@ -104,6 +104,8 @@ class Pool(BasePool, control.Controlled):
             raise WorkerShutdown(EX_FAILURE) from None
         guard_consumer(self.app)
         await_hooks(self.app)
+        # Those of jobs that are lost, timed out or revoked are called here.
+        await_errbacks(run_to_end)
         self._session = Session(runner, self.options.get("threads", True))
 
     def _launch(self) -> Runner:

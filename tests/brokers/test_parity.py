@@ -15,7 +15,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.parse
@@ -42,11 +41,10 @@ from celery_subproc_pool import ChildTaskError
 from tests.support.basics import DEADLINE, PORTS, python_child, state_of, wait_for
 from tests.support.cutting_proxy import CuttingProxy
 from tests.support.worker import Worker
-from tests.support.workplace import Workplace, get
+from tests.support.workplace import POOL, Workplace, control, get, listening, working
 
 pytestmark = pytest.mark.usefixtures("no_garbage_collection")
 
-POOL = ("-P", "celery_subproc_pool:Pool")
 OBEYS = {"argv": python_child("obeys"), "tasks": ["do.*", "do.it"]}
 CHILDREN = {"children": {"obeys": OBEYS}}
 KINDS = ("external", "python")
@@ -122,16 +120,6 @@ def inspect(place: Workplace, command: str, **arguments: Any) -> Any:
     return control(place, command, **arguments)
 
 
-def control(place: Workplace, command: str, **arguments: Any) -> Any:
-    """Send a remote control command to the worker; return its reply."""
-    node = place.project.node
-    replies = place.app.control.broadcast(
-        command, arguments, destination=[node], reply=True, timeout=DEADLINE, limit=1
-    )
-    assert replies, f"{command} was not replied to"
-    return replies[0][node]
-
-
 def children_of(place: Workplace) -> Counter[str]:
     """How many children each group has, by what `inspect subproc` says; without tracers."""
     return Counter(
@@ -144,16 +132,6 @@ def children_of(place: Workplace) -> Counter[str]:
 def recycled(worker: Worker) -> int:
     """How many children the worker has recycled, by its log; without tracers."""
     return len(re.findall(r"Child (?!tracers#)\S+ \(pid \d+\) is recycled: ", worker.log))
-
-
-@contextmanager
-def working(place: Workplace, *words: str, **environ: str) -> Iterator[Worker]:
-    """A worker of its own for one test."""
-    ping = partial(place.app.control.ping, [place.project.node], timeout=1.0, limit=1)
-    with closing(place), place.project.worker(*POOL, *words, **environ) as worker:
-        # On Redis, it says that it is ready a moment before it listens.
-        wait_for(ping, "the worker to listen")
-        yield worker
 
 
 class Site(NamedTuple):
@@ -837,28 +815,6 @@ def test_inspect(shared_worker: Site) -> None:
         assert group["jobs"] >= 1
         assert 0 < group["run"]["p50"] <= group["run"]["p95"] <= group["run"]["p99"]
         assert group["wait"]["p50"] <= group["wait"]["p99"]
-
-
-@contextmanager
-def listening(place: Workplace) -> Iterator[list[dict[str, Any]]]:
-    """The events of the place's worker, as they come."""
-    events: list[dict[str, Any]] = []
-
-    def note(event: dict[str, Any]) -> None:
-        if event["hostname"] == place.project.node:
-            events.append(event)
-
-    with place.app.connection_for_read() as connection:
-        receiver = place.app.events.Receiver(connection, handlers={"*": note})
-        thread = threading.Thread(target=receiver.capture, kwargs={"wakeup": False})
-        thread.start()
-        try:
-            # It listens from the moment when the worker's heartbeat comes, at the latest.
-            wait_for(lambda: events, "the first event")
-            yield events
-        finally:
-            receiver.should_stop = True
-            thread.join(DEADLINE)
 
 
 def test_events(shared_worker: Site) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kombu import Connection, Queue
 
-from tests.support.basics import CHILDREN, DEADLINE, python_child
+from tests.support.basics import CHILDREN, DEADLINE, python_child, wait_for
 from tests.support.cutting_proxy import CuttingProxy
-from tests.support.worker import Project
+from tests.support.worker import Project, Worker
 
 BROKERS = {
     "redis": "redis://127.0.0.1:6379/9",
     "rabbitmq": "amqp://guest:guest@127.0.0.1:5672//",
 }
+POOL = ("-P", "celery_subproc_pool:Pool")
 BACKEND = "redis://127.0.0.1:6379/10"
 
 #: External jobs are traced from their start if signals have receivers; otherwise they take the fast
@@ -94,3 +99,45 @@ class Workplace:
 
 def get(result: Any) -> Any:
     return result.get(timeout=DEADLINE)
+
+
+def control(place: Workplace, command: str, **arguments: Any) -> Any:
+    """Send a remote control command to the worker; return its reply."""
+    node = place.project.node
+    replies = place.app.control.broadcast(
+        command, arguments, destination=[node], reply=True, timeout=DEADLINE, limit=1
+    )
+    assert replies, f"{command} was not replied to"
+    return replies[0][node]
+
+
+@contextmanager
+def working(place: Workplace, *words: str, **environ: str) -> Iterator[Worker]:
+    """A worker of its own for one test."""
+    ping = partial(place.app.control.ping, [place.project.node], timeout=1.0, limit=1)
+    with closing(place), place.project.worker(*POOL, *words, **environ) as worker:
+        # On Redis, it says that it is ready a moment before it listens.
+        wait_for(ping, "the worker to listen")
+        yield worker
+
+
+@contextmanager
+def listening(place: Workplace) -> Iterator[list[dict[str, Any]]]:
+    """The events of the place's worker, as they come."""
+    events: list[dict[str, Any]] = []
+
+    def note(event: dict[str, Any]) -> None:
+        if event["hostname"] == place.project.node:
+            events.append(event)
+
+    with place.app.connection_for_read() as connection:
+        receiver = place.app.events.Receiver(connection, handlers={"*": note})
+        thread = threading.Thread(target=receiver.capture, kwargs={"wakeup": False})
+        thread.start()
+        try:
+            # It listens from the moment when the worker's heartbeat comes, at the latest.
+            wait_for(lambda: events, "the first event")
+            yield events
+        finally:
+            receiver.should_stop = True
+            thread.join(DEADLINE)
