@@ -13,21 +13,20 @@ import asyncio
 import contextvars
 import functools
 import inspect
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from types import CellType
+from types import CellType, FrameType
 from typing import Any
 
 from celery import Celery, Task, _state
+from celery.backends.base import Backend
 
 from ..settings import CELERY_PREFIX
-from .errbacks import is_errback, prepare_errbacks
 from .stacks import keep_stacks_in_context
 
 __all__ = (
     "Await",
-    "await_errbacks",
-    "await_hooks",
     "await_tasks",
     "is_async",
     "let_await",
@@ -49,6 +48,14 @@ _IS_ASYNC = "_subproc_pool_is_async"
 _BEGUN = "_subproc_pool_begun"
 
 
+#: Celery's function that calls errbacks (5.3 to 5.7: celery/backends/base.py).
+_CALLS_ERRBACKS = Backend._call_task_errbacks.__code__
+
+#: How many frames away it is at most: those of Celery's and wrappers' calls. What the coroutine of
+#: an errback calls is farther away: an event loop is between.
+_NEAR = 10
+
+
 def is_async(task: Task) -> bool:
     """Return whether the body of `task` is a coroutine function, or a wrapper of one.
 
@@ -67,18 +74,6 @@ def await_tasks(app: Celery, wait: Await) -> None:
     """Let the bodies and hooks of all tasks of `app` be awaited, as `let_await` does."""
     for task in app.tasks.values():
         let_await(task, wait)
-    await_errbacks(wait)
-
-
-def await_errbacks(wait: Await) -> None:
-    """Let the bodies of tasks be awaited where Celery calls them as errbacks in this process."""
-    prepare_errbacks(functools.partial(let_await, wait=wait))
-
-
-def await_hooks(app: Celery) -> None:
-    """Let the hooks of all tasks of `app` be awaited. Celery calls some in the worker (5.7)."""
-    for task in app.tasks.values():
-        _let_hooks_await(task, run_to_end)
 
 
 def run_coroutines(app: Celery) -> None:
@@ -130,9 +125,7 @@ def _wait_for_body(task: Task, wait: Await, coroutine: Coroutine[Any, Any, Any])
     """Await the body of `task` if Celery has called it. If other code has, return the coroutine:
     that code awaits it, ``await other_task(1)``."""
     request = task.request
-    if is_errback():
-        return wait(coroutine, False)
-    if _is_called_by_celery():
+    if _is_called_by_celery() or _is_errback():
         return wait(coroutine, True)
     if request.called_directly or _BEGUN in vars(request):
         return coroutine
@@ -145,6 +138,22 @@ def _is_called_by_celery() -> bool:
     """Return whether one of Celery's own tasks calls: `celery.map` and `celery.starmap` do."""
     callers = _state._task_stack.stack[-2:-1]
     return bool(callers) and str(callers[0].name).startswith(CELERY_PREFIX)
+
+
+def _is_errback() -> bool:
+    """Return whether Celery calls the current task as an errback.
+
+    It sends an errback that takes only the id of the failed task. Any other it calls where it
+    stores the failure, and throws away what the call returns. What calls shows only in the stack.
+    """
+    frame: FrameType | None = sys._getframe()
+    for _ in range(_NEAR):
+        if frame is None:
+            return False
+        if frame.f_code is _CALLS_ERRBACKS:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _let_body_await(task: Task, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:

@@ -25,7 +25,7 @@ from .. import PACKAGE, config
 from ..core import stats
 from ..core.scheduler import Scheduler
 from ..errors import ConfigError, SpawnError
-from ..python_child.coroutines import await_errbacks, await_hooks, run_to_end
+from ..python_child.coroutines import await_tasks, run_to_end
 from ..settings import ROOT
 from . import banner, control, launch
 from .admission import Admission, WorkerLimits, seconds
@@ -103,9 +103,8 @@ class Pool(BasePool, control.Controlled):
             logger.critical("The pool can't start: %s", exc)
             raise WorkerShutdown(EX_FAILURE) from None
         guard_consumer(self.app)
-        await_hooks(self.app)
-        # Those of jobs that are lost, timed out or revoked are called here.
-        await_errbacks(run_to_end)
+        # Celery calls hooks and errbacks of jobs that are lost, timed out or revoked here.
+        await_tasks(self.app, run_to_end)
         self._session = Session(runner, self.options.get("threads", True))
 
     def _launch(self) -> Runner:
@@ -254,7 +253,7 @@ class Pool(BasePool, control.Controlled):
         Python children or tracers."""
         self._routes.renew()
         guard_consumer(self.app)
-        await_hooks(self.app)
+        await_tasks(self.app, run_to_end)
         return launch.boot_line(
             self.app, self._settings, group, self._hostname, self._routes.external
         )

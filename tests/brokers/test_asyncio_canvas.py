@@ -290,7 +290,7 @@ def test_revoke_of_one_of_many(aio_worker: Site, tmp_path: Path) -> None:
     place.app.control.revoke(second.result.id, terminate=True, destination=[place.project.node])
     wait_for(lambda: state_of(second.result) == "REVOKED", "its state")
     # Its `finally` awaits something itself.
-    assert second.ended.exists()
+    wait_for(second.ended.exists, "its end")
     assert not first.ended.exists()
     assert not third.ended.exists()
     assert first.end() == third.end()
