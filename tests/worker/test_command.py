@@ -267,5 +267,6 @@ def test_inspect_stats_shows_the_groups(project: Project) -> None:
             "unkillable": 0,
             "replaced": {},
             "children": [{"pid": child.pid, "state": "idle", "jobs": 1}],
+            "template": None,
         }
     }
