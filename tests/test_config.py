@@ -14,6 +14,8 @@ from celery import Celery
 from celery_subproc_pool.config import load
 from celery_subproc_pool.errors import ConfigError
 from celery_subproc_pool.settings import (
+    UNBOUNDED,
+    AsyncioSettings,
     ChildSettings,
     PoolSettings,
     PythonSettings,
@@ -580,6 +582,18 @@ def test_the_settings_of_python_children(environ: dict[str, str]) -> None:
     assert child.kill_grace == 0.1
 
 
+def test_the_settings_of_asyncio_children(environ: dict[str, str]) -> None:
+    settings = load({"asyncio": {"cancel_grace": 2, "concurrency": 5}}, environ).asyncio
+    child = settings.as_child(("cat", "-u"))
+    assert (child.size, child.max_in_flight, child.handshake) == (1, UNBOUNDED, True)
+    assert (child.cancel_grace, child.concurrency, child.timeout) == (2, 5, None)
+    # They are told of a soft limit by a message.
+    assert child.soft_timeout_signal is None
+    settings = load({"asyncio": {"size": 2, "max_in_flight": 7}}, environ).asyncio
+    child = settings.as_child(("cat",))
+    assert (child.size, child.max_in_flight) == (2, 7)
+
+
 def test_the_settings_of_tracers(environ: dict[str, str]) -> None:
     tracers = load({"tracers": {"max_in_flight": 9, "cancel_grace": 3}}, environ).tracers
     child = tracers.as_child(("cat", "-u"), 4)
@@ -601,6 +615,7 @@ def test_python_children_need_no_setting() -> None:
     [
         (ChildSettings, ("All groups", "External children")),
         (PythonSettings, ("All groups", "Python children")),
+        (AsyncioSettings, ("All groups", "Python children", "Asyncio children")),
         (TracerSettings, ("All groups", "Tracers")),
     ],
 )

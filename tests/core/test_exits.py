@@ -18,6 +18,7 @@ from celery_subproc_pool.core.model import (
     JobState,
 )
 from celery_subproc_pool.core.outcomes import (
+    UNKNOWN_STATUS,
     Lost,
     describe_exit,
 )
@@ -45,6 +46,12 @@ from tests.support.world import (
 )
 def test_an_exit_status_in_words(status: int, text: str) -> None:
     assert describe_exit(status) == text
+
+
+def test_a_status_that_nobody_was_told() -> None:
+    assert describe_exit(UNKNOWN_STATUS) == (
+        "with an unknown exitcode, as its template has died before"
+    )
 
 
 def test_an_exit_loses_the_job() -> None:
