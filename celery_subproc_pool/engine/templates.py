@@ -11,25 +11,21 @@ import json
 import logging
 import os
 import signal
-import socket
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
 from ..core.model import Child, Group
-from ..errors import SpawnError
-from ..wire.environment import TEMPLATE
 from .loop import Loop
 from .process import KILL_GRACE
-from .starting import Forked, Program, Streams, pidfd
-from .template import Template
+from .starting import Forked, Streams, pidfd
+from .template import READ_BYTES, Template, start_template
 
 __all__ = ("Templates",)
 
 logger = logging.getLogger("celery_subproc_pool")
 
-#: Bytes that are read at a time.
-READ_BYTES = 1 << 16
+#: Seconds until a template is asked again to reap.
+REAP_INTERVAL = 0.05
 
 #: Seconds that a template may take to fork one child.
 FORK_PATIENCE = 10.0
@@ -88,8 +84,20 @@ class Templates:
         if template is None or template.is_gone or template.boot is not child.group.boot:
             template = self._start(child.group)
         template.awaited[child.number] = (child, None)
-        if template.is_ready:
-            self._order(template, child)
+        self._order_next(template)
+
+    def _order_next(self, template: Template) -> None:
+        """Ask `template` for the next child, if it has forked the last one: the socket takes few
+        orders at a time."""
+        while template.is_ready and template.asked is None:
+            waiting = [child for child, streams in template.awaited.values() if streams is None]
+            if not waiting:
+                break
+            self._order(template, waiting[0])
+        asked = template.asked is not None
+        template.deadline = self._loop.clock() + FORK_PATIENCE if asked else template.boot_deadline
+        if asked:
+            self._loop.chores.add(self)
 
     def _order(self, template: Template, child: Child) -> None:
         settings = child.group.settings
@@ -97,72 +105,38 @@ class Templates:
         try:
             streams = Streams(stderr)
         except OSError as exc:
-            self._fail(template, child, str(exc))
+            self._abort(template, child.number, str(exc))
             return
-        order = {
-            "child": child.number,
-            "slot": child.slot.number,
-            "handed_over": list(streams.handed_over),
-        }
-        descriptors = [*streams.theirs, *streams.handed_over.values()]
+        template.awaited[child.number] = (child, streams)
         try:
-            socket.send_fds(template.orders, [json.dumps(order).encode()], descriptors)
+            template.order(child, streams)
         except OSError as exc:
-            streams.close_ours()
-            self._fail(template, child, f"its template can't be asked: {exc}")
+            self._abort(template, child.number, f"its template can't be asked: {exc}")
         else:
-            template.awaited[child.number] = (child, streams)
-            template.asked_at[child.number] = self._loop.clock()
-            self._expect(template)
+            template.asked = (child.number, self._loop.clock())
         finally:
             streams.close_theirs()
 
-    def _expect(self, template: Template) -> None:
-        """Expect that `template` forks soon, if it has anything to fork."""
-        asked = any(streams is not None for _, streams in template.awaited.values())
-        template.deadline = self._loop.clock() + FORK_PATIENCE if asked else None
-        if asked:
-            self._loop.chores.add(self)
-
-    def _fail(self, template: Template, child: Child, reason: str) -> None:
-        template.awaited.pop(child.number, None)
-        self._on_failed(child, reason, "")
-
     def _reap(self, template: Template, pid: int) -> None:
         template.children.discard(pid)
-        if not template.is_gone:
-            try:
-                template.orders.send(json.dumps({"reap": pid}).encode())
-            except OSError:
-                # It is about to be gone, or does not read. It reaps when it has read.
-                logger.debug("The template %s can't be asked to reap %s", template.pid, pid)
+        template.to_reap.append(pid)
+        self._order_reaping(template)
         self._dismiss_old()
+
+    def _order_reaping(self, template: Template) -> None:
+        """Have the children reaped that have ended; later, if the socket is full."""
+        if not template.is_gone and not template.order_reaping():
+            self._loop.chores.add(self)
 
     # -- starting and ending
 
     def _start(self, group: Group) -> Template:
-        settings = group.settings
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        streams = Streams("null" if settings.stderr == "null" else "log")
-        try:
-            environ = {**self._environment(group), TEMPLATE: str(theirs.fileno())}
-            program = Program(settings.command, environ, settings.cwd, streams, [theirs.fileno()])
-        except SpawnError:
-            streams.close_ours()
-            ours.close()
-            raise
-        finally:
-            streams.close_theirs()
-            theirs.close()
-        template = Template(group, program, ours, streams.ours)
-        for descriptor in streams.ours:
-            os.set_blocking(descriptor, False)
-        # A template that hangs must not hang the worker.
-        ours.setblocking(False)
-        self._started(program.pid)
+        template = start_template(group, self._environment(group))
+        self._started(template.pid)
         self._all.append(template)
         self._current[group.name] = template
-        template.deadline = self._loop.clock() + settings.start_timeout
+        template.boot_deadline = self._loop.clock() + group.settings.start_timeout
+        template.deadline = template.boot_deadline
         self._loop.chores.add(self)
         self._loop.selector.watch(template.stdout, lambda: self._on_readable(template))
         if template.stderr is not None:
@@ -172,13 +146,7 @@ class Templates:
         return template
 
     def _write_boot(self, template: Template) -> None:
-        try:
-            template.rest = template.rest[os.write(template.stdin, template.rest) :]
-        except BlockingIOError:
-            pass
-        except OSError:
-            # Its end tells why.
-            template.rest = template.rest[:0]
+        template.write_boot()
         write = self._loop.selector
         if template.rest:
             write.watch(template.stdin, lambda: self._write_boot(template), writable=True)
@@ -236,56 +204,41 @@ class Templates:
             if not template.is_gone:
                 self._hear(template, json.loads(line))
         if not data and not template.is_gone:
-            self._read_last_words(template)
+            template.read_words()
             self._lose(template, template.why_it_ended())
 
     def _on_stderr(self, template: Template) -> None:
-        assert template.stderr is not None
-        try:
-            data = os.read(template.stderr, READ_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        lines = template.words.feed(data)
-        if template.group.settings.stderr == "inherit":
-            with suppress(OSError):
-                os.write(2, data)
-        else:
-            name = template.group.name
-            for line in lines:
-                logging.getLogger(f"celery_subproc_pool.child.{name}").info(
-                    "[%s template pid %d] %s", name, template.pid, line
-                )
-        if not data:
+        if not template.read_words():
             self._loop.selector.unwatch(template.stderr)
 
     def _hear(self, template: Template, said: dict[str, Any]) -> None:
         status = said.get("status")
         if status == "ready":
             template.is_ready = True
-            template.deadline = None
+            template.boot_deadline = None
             self._dismiss_old()
-            for child, _ in tuple(template.awaited.values()):
-                self._order(template, child)
+            self._order_next(template)
         elif status == "forked":
             self._take(template, said["child"], said["pid"])
         elif status == "failed":
-            self._expect(template)
+            template.asked = None
             self._abort(template, said["child"], f"it can't be forked: {said['reason']}")
+            self._order_next(template)
         elif status == "unfit":
             self._give_up_forking(template, said["reason"])
         elif status == "fatal":
-            self._read_last_words(template)
+            template.read_words()
             summary = said["message"].partition("\n")[0]
             self._lose(template, f"it can't boot: {summary}", said["message"])
 
     def _take(self, template: Template, number: int, pid: int) -> None:
         child, streams = template.awaited.pop(number)
         assert streams is not None
-        self._expect(template)
+        assert template.asked is not None
         template.forks += 1
-        template.seconds += self._loop.clock() - template.asked_at.pop(number)
+        template.seconds += self._loop.clock() - template.asked[1]
+        template.asked = None
+        self._order_next(template)
         descriptor = pidfd(pid)
         template.children.add(pid)
         if descriptor is None:
@@ -315,10 +268,6 @@ class Templates:
         for child in children:
             self._on_unfit(child)
 
-    def _read_last_words(self, template: Template) -> None:
-        if template.stderr is not None:
-            self._on_stderr(template)
-
     def _lose(self, template: Template, reason: str, details: str = "") -> None:
         """Take in that `template` forks no more, for `reason`. Its children go on."""
         waiting = tuple(template.awaited)
@@ -338,7 +287,7 @@ class Templates:
                 # It is no successor: the slot is empty without it.
                 del template.awaited[number]
                 older.awaited[number] = (child, None)
-                self._order(older, child)
+                self._order_next(older)
             else:
                 self._abort(template, number, reason, details)
 
@@ -351,13 +300,17 @@ class Templates:
 
     @property
     def deadline(self) -> float | None:
-        """When a template must be ready; None if all are."""
+        """When a template must be ready, or have forked, or is to be asked again to reap; None if
+        there is no such time."""
         due = [each.deadline for each in self._all if each.deadline is not None]
+        if any(template.to_reap for template in self._all):
+            due.append(self._loop.clock() + REAP_INTERVAL)
         return min(due, default=None)
 
     def look(self, now: float) -> None:
-        """End templates that are not ready in time."""
+        """End templates that are not ready in time, or do not fork."""
         for template in tuple(self._all):
+            self._order_reaping(template)
             if template.deadline is not None and now >= template.deadline:
                 seconds = template.group.settings.start_timeout
                 reason = f"it was not ready within {seconds:g} s (start_timeout)"

@@ -72,7 +72,8 @@ def boot_and_serve(
         app = loading.load(boot, first, prepare, orders is not None)
         if orders is not None:
             requests.close()
-            birth = serve_forks(orders, replies, audit(orders, boot.not_forkable))
+            why_not = audit(orders, boot.not_forkable) if boot.audits else None
+            birth = serve_forks(orders, replies, why_not)
             # This is a forked child.
             requests, replies = os.fdopen(birth.requests, "rb"), birth.replies
             stdout, stderr = birth.stdout, birth.stderr

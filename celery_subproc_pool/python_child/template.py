@@ -124,8 +124,9 @@ def serve_forks(orders: socket.socket, replies: int, why_not: str | None) -> Bir
             os._exit(0)
         order = json.loads(data)
         if "reap" in order:
-            with suppress(ChildProcessError):
-                os.waitpid(order["reap"], os.WNOHANG)
+            for pid in order["reap"]:
+                with suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
             continue
         birth = _fork(order, descriptors, orders, replies)
         if birth is not None:

@@ -138,6 +138,8 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     traces: bool = False
     #: Seconds that functions registered with `atexit` may take when the child exits.
     exit_grace: float = 5.0
+    #: Whether a template looks whether it may be forked.
+    audits: bool = True
     #: Modules that do not survive a fork, beside those that are known.
     not_forkable: list[str] = []
     #: For an asyncio child.

@@ -144,6 +144,7 @@ def groups(
             boot=boot_line(app, settings, ASYNCIO, hostname, routes.external, worker),
             decode=python.decode_of_asyncio_child,
             ends_at_soft_limit=False,
+            forks=_forks(settings.asyncio),
         )
     if settings.children:
         child = settings.tracers.as_child(tracer_command(), usable_cpus() // 2 or 1)
@@ -318,6 +319,7 @@ def boot_line(
         prelude=replay.note(app, hostname, worker, context, (theirs or settings.python).replay),
         traces=traces,
         exit_grace=common.exit_grace,
+        audits=theirs is None or theirs.start != "fork",
         not_forkable=list(theirs.not_forkable) if theirs is not None else [],
         aio=_of_asyncio(settings.asyncio) if group == ASYNCIO else None,
         **_how_to_get(app),

@@ -154,6 +154,12 @@ def test_what_can_not_be_forked_is_spawned(tmp_path: Path, code: str, why: str) 
         wait_for(lambda: not worker.templates(), "the template to be gone")
 
 
+def test_children_are_forked_on_request_whatever_is_loaded(tmp_path: Path) -> None:
+    place = project(tmp_path, "left = socket.socketpair()\n", start="fork")
+    with place.worker(*POOL, "-c", "1") as worker:
+        assert ask(place, "look")["ppid"] == template_of(worker).pid
+
+
 def test_children_are_spawned_on_request(tmp_path: Path) -> None:
     place = project(tmp_path, start="spawn")
     with place.worker(*POOL, "-c", "1") as worker:
@@ -192,3 +198,35 @@ def test_a_limit_of_memory_counts_what_is_a_childs_own(tmp_path: Path) -> None:
         assert [ask(place, "pid") for _ in range(5)] == [pid] * 5
         assert ask(place, "eat", 100) == pid
         wait_for(lambda: ask(place, "pid") != pid, "the child to be recycled")
+
+
+def test_many_children_start_and_end_at_a_time(tmp_path: Path) -> None:
+    """The socket of a template takes ten messages at a time, or few more."""
+    place = project(tmp_path)
+    with place.worker(*POOL, "-c", "60") as worker:
+        children = worker.children()
+        assert len(children) == 60
+        for child in children:
+            child.kill()
+        wait_for(lambda: worker.log.count("it exited: signal 9") == 60, "the log")
+        wait_for(lambda: len(worker.children()) == 60, "60 others")
+        template = template_of(worker)
+
+        def zombies() -> int:
+            statuses = [child.status() for child in template.children()]
+            return statuses.count(psutil.STATUS_ZOMBIE)
+
+        wait_for(lambda: not zombies(), "the dead ones to be reaped")
+        assert "can't be" not in worker.log
+
+
+def test_a_template_that_stops_is_replaced(tmp_path: Path) -> None:
+    place = project(tmp_path)
+    with place.worker(*POOL, "-c", "1") as worker:
+        template = template_of(worker)
+        template.suspend()
+        pid = ask(place, "pid")
+        os.kill(pid, signal.SIGKILL)
+        why = "its template did not fork it within 10 s"
+        wait_for(lambda: why in worker.log, "the log")
+        wait_for(lambda: ask(place, "pid") != pid, "another child")
