@@ -106,7 +106,9 @@ def test_an_exception_keeps_its_type_arguments_and_traceback(it: Running) -> Non
     assert caught.value.args == ("no such", 5)
     assert "ordinary_tasks.py" in result.traceback
     assert "raise errors[kind]" in result.traceback
-    assert f"Task fail[{result.id}] raised unexpected: ValueError('no such', 5)" in it.worker.log
+    line = f"Task fail[{result.id}] raised unexpected: ValueError('no such', 5)"
+    # Celery stores the result before.
+    wait_for(lambda: line in it.worker.log, "the log")
 
 
 def test_an_exception_of_the_project(it: Running) -> None:
