@@ -67,7 +67,8 @@ def boot_and_serve(
         _enter_project(boot)
         from . import loading
 
-        loading.name_process(name, boot.hostname, int(os.environ.get(SLOT, "0")))
+        title = name if orders is None else f"{name}Template"
+        loading.name_process(title, boot.hostname, int(os.environ.get(SLOT, "0")))
         first = os.environ.pop(FIRST, None) is not None
         app = loading.load(boot, first, prepare, orders is not None)
         if orders is not None:

@@ -31,6 +31,9 @@ def test_the_titles_of_processes(tmp_path: Path, pool: str, kind: str) -> None:
         # psutil cuts a title at its spaces if it fills all the room that there was.
         titles = sorted(" ".join(child.cmdline()).rstrip() for child in worker.children())
         assert titles == [f"[celeryd: {project.node}:{kind}-{number}]" for number in (1, 2)]
+        templates = [" ".join(each.cmdline()).rstrip() for each in worker.templates()]
+        ours = kind == "SubprocPoolWorker"
+        assert templates == [f"[celeryd: {project.node}:{kind}Template-1]"] * ours
 
 
 def test_the_title_of_a_tracer(tmp_path: Path) -> None:

@@ -257,7 +257,9 @@ def _is_tracer(words: list[str]) -> bool:
 
 def _is_template(process: psutil.Process) -> bool:
     with suppress(psutil.Error):
-        return "CELERY_SUBPROC_POOL_TEMPLATE" in process.environ()
+        # A title of `setproctitle` overwrites the environment.
+        titles = any("Template-" in word for word in process.cmdline())
+        return titles or "CELERY_SUBPROC_POOL_TEMPLATE" in process.environ()
     return False
 
 
