@@ -83,7 +83,8 @@ class Admission:
 
     def _prepare_task(self, job: PoolJob, hard: Any, soft: Any) -> None:
         """Find the group and the limits of `job`; and its request, unless its tracer makes that."""
-        job.group = name = self._routes.find(job.task_name, self._groups)
+        mapped = self._routes.find_mapped(job.arguments[2], self._groups)
+        job.group = name = mapped or self._routes.find(job.task_name, self._groups)
         group = self._groups[name]
         self._limit(job, hard, soft, group.settings.timeout)
         if name in (PYTHON, ASYNCIO, TRACERS):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
+from typing import Any
 
 from celery import Celery, Task
 
@@ -12,6 +13,9 @@ from ..settings import ASYNCIO, CELERY_PREFIX, PYTHON, ROOT, TRACERS, PoolSettin
 from ..tracer.tasks import SubprocTask, register
 
 __all__ = ("Routes",)
+
+#: Celery's own tasks that call the body of another one, for each of its items. Chunks are such.
+_MAPS = ("celery.map", "celery.starmap")
 
 
 class Routes:
@@ -80,6 +84,24 @@ class Routes:
         if name not in self._known:
             self._known[name] = self._find(self._app.tasks[name], groups)
         return self._known[name]
+
+    def find_mapped(self, request: Mapping[str, Any], groups: Container[str]) -> str | None:
+        """Return the asyncio children's group if `request` is one of Celery's to call a coroutine
+        function, so that it runs in their event loop; otherwise None.
+
+        Arguments:
+            request: that of a job, with its arguments.
+            groups: the names of the groups that the worker has.
+        """
+        if request.get("task") not in _MAPS or ASYNCIO not in groups:
+            return None
+        args, kwargs = request.get("args"), request.get("kwargs")
+        mapped = args[0] if args else isinstance(kwargs, Mapping) and kwargs.get("task")
+        name = mapped.get("task") if isinstance(mapped, Mapping) else None
+        task = self._app.tasks.get(name) if isinstance(name, str) else None
+        if task is None or not is_async(task) or self.find(task.name, groups) != ASYNCIO:
+            return None
+        return ASYNCIO
 
     def takes_tasks(self, group: str) -> bool:
         """Return whether `group` has a task, or can get one that is registered later."""

@@ -27,6 +27,10 @@ pytestmark = pytest.mark.usefixtures("no_garbage_collection")
 
 CODE = """
 app.conf.include = ["ordinary_tasks", "canvas_tasks"]
+@app.task(name="process")
+def process(*_):
+    import os
+    return os.getpid()
 """
 
 #: One of each kind is enough: it is the asyncio child that has many jobs.
@@ -191,6 +195,15 @@ def test_map_starmap_and_chunks(aio_worker: Site) -> None:
     assert get(xstarmap(sig("aio.add"), pairs, app=app).delay()) == doubled
     parts = get(chunks(sig("aio.add"), pairs, 3, app=app).group().apply_async())
     assert [n for part in parts for n in part] == doubled
+
+
+def test_a_mapped_coroutine_runs_in_the_loop_of_the_others(aio_worker: Site) -> None:
+    app, sig = aio_worker.place.app, aio_worker.sig
+    pid = aio_worker.get("aio.process")
+    assert get(xmap(sig("aio.process"), [1, 2], app=app).delay()) == [pid] * 2
+    assert aio_worker.get("celery.starmap", sig("aio.process"), [[], []]) == [pid] * 2
+    # Ordinary tasks share no process with coroutines.
+    assert get(xmap(sig("process"), [1, 2], app=app).delay()) != [pid] * 2
 
 
 def test_a_coroutine_sends_tasks(aio_worker: Site) -> None:

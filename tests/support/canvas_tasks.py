@@ -35,6 +35,12 @@ async def double(x: int) -> int:
     return 2 * x
 
 
+@shared_task(name="aio.process")
+async def process(*_: Any) -> int:
+    await asyncio.sleep(0)
+    return os.getpid()
+
+
 @shared_task(name="aio.total")
 async def total(numbers: list[int]) -> int:
     await asyncio.sleep(0)
