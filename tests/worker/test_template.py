@@ -172,14 +172,14 @@ def test_an_upgrade_comes_from_a_new_template(tmp_path: Path) -> None:
     with place.worker(*POOL, "-c", "2") as worker:
         old = template_of(worker)
         path.write_text(path.read_text() + "VERSION = 2\n")
-        place.control("subproc_restart")
+        # Celery 5.3's command line does not know it, and later the command line can't load it.
+        place.app.control.broadcast("subproc_restart", destination=[place.node])
         wait_for(lambda: ask(place, "look")["version"] == 2, "the new code")
         wait_for(lambda: [each.pid for each in worker.templates()] != [old.pid], "its template")
         wait_for(lambda: not old.is_running(), "the old template to be gone")
         # Code that is broken: the old children stay, and new ones come from their template.
         good = template_of(worker)
         path.write_text(path.read_text() + "raise RuntimeError('broken')\n")
-        # The command line could not load it.
         place.app.control.broadcast("subproc_restart", destination=[place.node])
         wait_for(lambda: "RuntimeError: broken" in worker.log, "the log")
         pid = ask(place, "look")["pid"]
