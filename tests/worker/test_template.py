@@ -108,7 +108,7 @@ def test_a_killed_child_is_forked_anew(tmp_path: Path) -> None:
         assert (facts["pid"], facts["forks"], facts["children"]) == (template.pid, 2, 2)
         first, second = look_at_all(place, 2)
         os.kill(first, signal.SIGKILL)
-        wait_for(lambda: f"(pid {first}) is replaced: it exited: signal 9" in worker.log, "the log")
+        wait_for(lambda: f"(pid {first}) is replaced: " in worker.log, "the log")
         seen = wait_for(lambda: {*look_at_all(place, 2)} - {first, second}, "another child")
         assert {process.pid for process in template.children()} == {*seen, second}
 
@@ -208,7 +208,8 @@ def test_many_children_start_and_end_at_a_time(tmp_path: Path) -> None:
         assert len(children) == 60
         for child in children:
             child.kill()
-        wait_for(lambda: worker.log.count("it exited: signal 9") == 60, "the log")
+        # Some have closed their stdout a while before their exit is seen.
+        wait_for(lambda: worker.log.count(" is replaced: ") == 60, "the log")
         wait_for(lambda: len(worker.children()) == 60, "60 others")
         template = template_of(worker)
 
