@@ -268,7 +268,8 @@ class Child:
     def max_jobs_reached(self) -> bool:
         """Whether it has had `max_jobs` jobs, those that it is about to get included."""
         most = self.group.settings.max_jobs
-        if most is None:
+        # Counting takes long with many jobs, and is needed only near the end.
+        if most is None or self.jobs_begun + len(self.jobs) < most:
             return False
         reserved = sum(job.state is JobState.RESERVED for job in self.jobs.values())
         return self.jobs_begun + reserved >= most

@@ -19,6 +19,7 @@ from celery_subproc_pool.core.model import (
     Cause,
     ChildState,
     JobState,
+    Tracing,
 )
 from celery_subproc_pool.core.outcomes import (
     Answered,
@@ -34,6 +35,7 @@ from tests.support.world import (
     kind,
     successor_of,
     world_of,
+    world_of_many,
 )
 
 MIB = 2**20
@@ -182,3 +184,11 @@ def test_successors_of_children_at_max_jobs_boot_at_once() -> None:
     children = [world.send(str(number))[1] for number in range(4)]
     # While they work, one at a time; when they have worked, they are missed.
     assert [child.slot.successor is not None for child in children].count(True) == 4
+
+
+def test_a_child_with_many_jobs_gets_no_more_than_max_jobs() -> None:
+    world = world_of_many(1, 10, max_jobs=4)
+    _, child = world.send("0")
+    world.tell(world.scheduler.replied, child, Ok(id="0"))
+    jobs = [world.submit(str(number), tracing=Tracing.NEVER) for number in range(1, 6)]
+    assert [job.child is child for job in jobs] == [True] * 3 + [False] * 2
